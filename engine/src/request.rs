@@ -1,0 +1,112 @@
+//! What a caller asks of the engine and what it hears back.
+
+/// One sequence to generate. `n > 1` is several of these, submitted one by one.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// Never empty, never longer than the context less one token unless `stop.max_tokens` is 0.
+    pub prompt: Vec<u32>,
+    pub sampling: SamplingParams,
+    pub stop: StopParams,
+    /// For each generated token, its log-probability and that many alternatives. `None`: no log-probabilities.
+    pub logprobs: Option<u32>,
+    /// The same for each prompt token but the first.
+    pub prompt_logprobs: Option<u32>,
+    /// Smaller runs earlier (vLLM's convention); 0 where the caller does not say.
+    pub priority: i32,
+    /// Requests share cached prefixes only with requests of the same salt.
+    pub cache_salt: Option<String>,
+}
+
+/// How the next token is chosen from its logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// In (0, 1]; 1 is off.
+    pub top_p: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// In [0, 1]; 0 is off.
+    pub min_p: f32,
+    /// Key of the counter-based generator; the counter is the index of the generated token.
+    pub seed: u64,
+    /// In [-2, 2]: subtracted once from every token generated so far.
+    pub presence_penalty: f32,
+    /// In [-2, 2]: subtracted once per time a token was generated so far.
+    pub frequency_penalty: f32,
+    /// Above 0, 1 is off: divides positive and multiplies negative logits of tokens in prompt or output.
+    pub repetition_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+}
+
+/// When generation ends, and what of the end is shown.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StopParams {
+    pub max_tokens: u32,
+    /// No end token or stop string counts before this many tokens.
+    pub min_tokens: u32,
+    /// End-of-sequence ids: end the generation and are never shown. Empty with `ignore_eos`.
+    pub eos_token_ids: Vec<u32>,
+    /// Further ids that end the generation, not shown unless `include_stop_str`.
+    pub stop_token_ids: Vec<u32>,
+    /// Matched on the text, across token boundaries.
+    pub stop_strings: Vec<String>,
+    /// Show the matched stop string too.
+    pub include_stop_str: bool,
+    /// Leave control tokens out of the text.
+    pub skip_special_tokens: bool,
+}
+
+/// What a request's stream carries. Exactly one of `Finished` and `Failed` comes, and it comes last.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The prompt's log-probabilities (entry 0 is `None`: nothing precedes the first token). Sent once, before
+    /// the first `Delta`, if asked for.
+    Prompt { logprobs: Vec<Option<TokenLogprobs>> },
+    /// New text and the tokens it came from. Text may lag behind tokens while it could still turn out to be the
+    /// start of a stop string or an incomplete UTF-8 sequence; all deltas' text concatenated is the final text.
+    Delta { text: String, token_ids: Vec<u32>, logprobs: Vec<TokenLogprobs> },
+    Finished { reason: FinishReason, usage: Usage },
+    Failed { kind: FailureKind, message: String },
+}
+
+/// A token, its log-softmax value under the raw logits (before temperature, penalties and masks), and the most
+/// likely alternatives, most likely first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    pub token: u32,
+    pub logprob: f32,
+    pub top: Vec<(u32, f32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end-of-sequence token.
+    Eos,
+    /// One of `stop_token_ids`.
+    StopToken(u32),
+    /// The index of the stop string that matched.
+    StopString(usize),
+    /// `max_tokens` or the end of the context.
+    Length,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    /// Tokens generated, shown or not.
+    pub completion_tokens: u32,
+    /// Prompt tokens whose keys and values came from the prefix cache.
+    pub cached_tokens: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// Waited longer in the queue than the configured limit: try again later.
+    Overloaded,
+    /// The engine is shutting down and the drain time is over.
+    ShuttingDown,
+    /// The forward pass failed, or a defect was caught.
+    Internal,
+}

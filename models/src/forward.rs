@@ -1,0 +1,72 @@
+//! What one forward pass is given and must return: the ragged batch, and the trait every model implements.
+
+use crate::ModelError;
+
+/// One engine step as flat, ragged arrays. Row `r` of the batch is token `token_ids[r]`; sequence `s` owns
+/// rows `query_starts[s]..query_starts[s + 1]`, which are the *last* tokens of its `context_lens[s]`-token
+/// context. Everything before them is already in the KV cache.
+#[derive(Debug, Default, Clone)]
+pub struct ForwardInput {
+    pub token_ids: Vec<u32>,
+    /// Position of each row in its sequence, from 0.
+    pub positions: Vec<u32>,
+    /// Where each row's keys and values go: `block_id * block_size + offset_in_block`.
+    pub slot_mapping: Vec<u32>,
+    /// Prefix sums of rows per sequence: `sequences + 1` entries, the first 0, the last `token_ids.len()`.
+    pub query_starts: Vec<u32>,
+    /// Tokens of each sequence that attention may see, this step's rows included.
+    pub context_lens: Vec<u32>,
+    /// All sequences' block tables, one after another.
+    pub block_tables: Vec<u32>,
+    /// Prefix sums of block-table lengths: `sequences + 1` entries.
+    pub block_table_starts: Vec<u32>,
+    /// Ascending rows whose next-token logits are wanted; the output holds one row of logits for each.
+    pub logit_rows: Vec<u32>,
+}
+
+impl ForwardInput {
+    pub fn rows(&self) -> usize {
+        self.token_ids.len()
+    }
+
+    pub fn sequences(&self) -> usize {
+        self.context_lens.len()
+    }
+
+    pub fn clear(&mut self) {
+        self.token_ids.clear();
+        self.positions.clear();
+        self.slot_mapping.clear();
+        self.query_starts.clear();
+        self.context_lens.clear();
+        self.block_tables.clear();
+        self.block_table_starts.clear();
+        self.logit_rows.clear();
+    }
+}
+
+/// Shape facts the engine needs about a loaded model.
+#[derive(Debug, Clone)]
+pub struct ModelShape {
+    /// Width of a logits row.
+    pub vocab_size: usize,
+    /// Longest sequence the model was trained for, in tokens.
+    pub context_len: usize,
+    /// Bytes of KV cache one token takes over all layers.
+    pub kv_bytes_per_token: usize,
+}
+
+/// A decoder ready to run. Implementations own their weights and KV cache; the engine owns which block is whose.
+pub trait Model: Send {
+    fn shape(&self) -> &ModelShape;
+
+    /// Allocates (or re-allocates, forgetting everything) the paged KV cache.
+    fn allocate_kv_cache(&mut self, blocks: usize, block_size: usize) -> Result<(), ModelError>;
+
+    /// Runs the rows of `input`, writes their keys and values to the KV cache and fills `logits` with
+    /// `input.logit_rows.len() * vocab_size` values, one row after another.
+    ///
+    /// A row's result depends on its own sequence alone, bit for bit, never on what else is in the batch or on
+    /// how its context was cut into steps.
+    fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError>;
+}

@@ -1,0 +1,1 @@
+//! rill as a library: what the binary and the tests share.
