@@ -1,1 +1,20 @@
 //! rill as a library: what the binary and the tests share.
+
+pub mod app;
+pub mod auth;
+pub mod body;
+pub mod chat_template;
+pub mod cli;
+pub mod config;
+pub mod drain;
+pub mod fetch_progress;
+pub mod generation;
+pub mod listen;
+pub mod logprob_format;
+pub mod messages;
+pub mod prompt;
+pub mod protocol;
+pub mod routes;
+pub mod sse;
+pub mod start;
+pub mod validate;

@@ -1,0 +1,139 @@
+//! Request bodies: bounded in size and time, parsed with errors that name the field.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+
+use crate::app::AppState;
+use crate::protocol::ApiError;
+
+/// A client that still sends after being refused is listened to for this much more, so that it reads the answer
+/// instead of a reset connection.
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
+
+/// A whole request body that says it is JSON; not parsed yet.
+pub struct JsonBytes(pub Bytes);
+
+impl FromRequest<Arc<AppState>> for JsonBytes {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &Arc<AppState>) -> Result<Self, ApiError> {
+        if let Some(kind) = request.headers().get(header::CONTENT_TYPE) {
+            let kind = kind.to_str().unwrap_or("(not text)");
+            let essence = kind.split(';').next().unwrap_or_default().trim();
+            if !essence.eq_ignore_ascii_case("application/json") {
+                return Err(ApiError::unsupported_media_type(kind));
+            }
+        }
+        let limits = state.body_limits();
+        let read = read(request.into_body(), limits.bytes_max);
+        match tokio::time::timeout(limits.time_max, read).await {
+            Ok(result) => result.map(JsonBytes),
+            Err(_) => Err(ApiError::body_too_slow(limits.time_max.as_secs())),
+        }
+    }
+}
+
+/// How much body, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyLimits {
+    pub bytes_max: usize,
+    pub time_max: Duration,
+}
+
+async fn read(mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let mut read = BytesMut::new();
+    let mut discarded = 0;
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|error| ApiError::bad_request(format!("the request body broke off: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if read.len() + data.len() <= bytes_max && discarded == 0 {
+            read.extend_from_slice(&data);
+            continue;
+        }
+        read = BytesMut::new();
+        discarded += data.len();
+        if discarded > DISCARDED_BYTES_MAX {
+            break;
+        }
+    }
+    if discarded > 0 { Err(ApiError::body_too_large(bytes_max)) } else { Ok(read.freeze()) }
+}
+
+/// Parses the fields of `T` out of a body; the others are not looked at.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if !inner.is_data() {
+            return not_json(&inner);
+        }
+        match path.as_str() {
+            "." => ApiError::bad_request(inner.to_string()),
+            path => ApiError::invalid(path, format!("{path}: {inner}")),
+        }
+    })?;
+    deserializer.end().map_err(|error| not_json(&error))?;
+    Ok(value)
+}
+
+fn not_json(error: &serde_json::Error) -> ApiError {
+    ApiError::bad_request(format!("the request body is not valid JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::sampling::SharedFields;
+
+    #[track_caller]
+    fn check(body: &str, param: Option<&str>, part: &str) {
+        let error = parse::<SharedFields>(body.as_bytes()).unwrap_err();
+        assert_eq!(error.status, 400, "{body}");
+        assert_eq!(error.param.as_deref(), param, "{body}: {}", error.message);
+        assert!(error.message.contains(part), "{body}: {}", error.message);
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (body, param, part) in [
+            ("", None, "not valid JSON"),
+            ("{", None, "not valid JSON"),
+            ("{} x", None, "not valid JSON"),
+            (r#"{"temperature":NaN}"#, None, "not valid JSON"),
+            (r#"{"temperature":1e999}"#, None, "not valid JSON: number out of range"),
+            (r#"{"user":"\ud800"}"#, None, "not valid JSON"),
+            ("[]", None, "expected struct"),
+            ("null", None, "expected struct"),
+            (r#"{"temperature":"hot"}"#, Some("temperature"), "temperature: invalid type: string \"hot\""),
+            (r#"{"n":1.5}"#, Some("n"), "n: invalid type: floating point `1.5`"),
+            (r#"{"n":18446744073709551615}"#, Some("n"), "n: invalid value"),
+            (r#"{"n":true}"#, Some("n"), "n: invalid type: boolean"),
+            (r#"{"stream":"yes"}"#, Some("stream"), "expected a boolean"),
+            (r#"{"stream":1}"#, Some("stream"), "expected a boolean"),
+            (r#"{"stop":5}"#, Some("stop"), "expected a string or an array of strings"),
+            (r#"{"stop":["a",5]}"#, Some("stop[1]"), "expected a string"),
+            (r#"{"stop_token_ids":[1,"a"]}"#, Some("stop_token_ids[1]"), "invalid type"),
+            (r#"{"logit_bias":[1]}"#, Some("logit_bias"), "expected a map"),
+            (r#"{"logit_bias":{"1":"x"}}"#, Some("logit_bias.1"), "invalid type"),
+            (r#"{"stream_options":true}"#, Some("stream_options"), "invalid type"),
+            (r#"{"n":1,"n":2}"#, None, "duplicate field `n`"),
+        ] {
+            check(body, param, part);
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let body = format!(r#"{{"metadata":{{"a":{}1{}}}}}"#, "[".repeat(5000), "]".repeat(5000));
+        check(&body, None, "recursion limit");
+    }
+}

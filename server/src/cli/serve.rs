@@ -1,0 +1,71 @@
+//! `rill serve`: its flags as typed; `config` makes sense of them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::Device;
+
+#[derive(Debug, Clone, Args)]
+pub struct ServeFlags {
+    /// A .gguf file, a directory with config.json and safetensors, or org/repo[:file-or-quant] on the hub.
+    #[arg(long, env = "RILL_MODEL", default_value = rill_models::DEFAULT_MODEL)]
+    pub model: String,
+    /// Name requests call the model by, instead of its own; several may be given.
+    #[arg(long, env = "RILL_SERVED_MODEL_NAME", value_delimiter = ',')]
+    pub served_model_name: Vec<String>,
+    /// Address to listen on.
+    #[arg(long, env = "RILL_HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, env = "RILL_PORT", default_value_t = 8000)]
+    pub port: u16,
+    /// Compute threads [default: all cores].
+    #[arg(long, env = "RILL_THREADS")]
+    pub threads: Option<usize>,
+    /// Sequences computed at once.
+    #[arg(long, env = "RILL_MAX_RUNNING", default_value_t = 64)]
+    pub max_running: usize,
+    /// Sequences that may wait; more are answered 429.
+    #[arg(long, env = "RILL_MAX_QUEUE", default_value_t = 256)]
+    pub max_queue: usize,
+    /// Tokens computed in one step, over all sequences.
+    #[arg(long, env = "RILL_MAX_BATCH_TOKENS", default_value_t = 256)]
+    pub max_batch_tokens: usize,
+    /// Tokens in a block of the KV cache.
+    #[arg(long, env = "RILL_BLOCK_SIZE", default_value_t = 16)]
+    pub block_size: usize,
+    /// Memory for the KV cache, such as 2GiB [default: a quarter of what is available, or less if that is of no use].
+    #[arg(long, env = "RILL_KV_CACHE_MEMORY")]
+    pub kv_cache_memory: Option<String>,
+    /// Compute every prompt anew instead of reusing what earlier ones share with it.
+    #[arg(long, env = "RILL_NO_PREFIX_CACHING")]
+    pub no_prefix_caching: bool,
+    /// Key that requests must carry as `Authorization: Bearer KEY`; several may be given.
+    #[arg(long, env = "RILL_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    pub api_key: Vec<String>,
+    /// Web origin whose pages may call the API; several may be given, `*` is all [default: pages of this machine].
+    #[arg(long, env = "RILL_CORS_ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<String>,
+    /// Largest request body.
+    #[arg(long, env = "RILL_MAX_BODY", default_value = "8MiB")]
+    pub max_body: String,
+    /// Connections open at once; more wait.
+    #[arg(long, env = "RILL_MAX_CONNECTIONS", default_value_t = 4096)]
+    pub max_connections: usize,
+    /// Seconds that streams have to finish after SIGTERM or SIGINT.
+    #[arg(long, env = "RILL_DRAIN_TIMEOUT", default_value_t = 30)]
+    pub drain_timeout: u64,
+    /// Jinja file to use in place of the model's own chat template.
+    #[arg(long, env = "RILL_CHAT_TEMPLATE")]
+    pub chat_template: Option<PathBuf>,
+    /// Take `chat_template` from requests, too.
+    #[arg(long, env = "RILL_TRUST_REQUEST_CHAT_TEMPLATE")]
+    pub trust_request_chat_template: bool,
+    /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
+    #[arg(long, env = "RILL_LOG", default_value = "info")]
+    pub log: String,
+    /// Where to run the model.
+    #[arg(long, env = "RILL_DEVICE", value_enum, default_value = "auto")]
+    pub device: Device,
+}

@@ -1,0 +1,249 @@
+//! Raw flags → a validated `ServeConfig`, once. clap reads the environment (`RILL_*`); nothing else here does, and
+//! nothing below asks again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+
+use crate::app::{AppOptions, CorsPolicy};
+use crate::auth::ApiKeys;
+use crate::body::BodyLimits;
+use crate::cli::serve::ServeFlags;
+use crate::listen::ListenLimits;
+
+/// Request bodies arrive within this.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+/// Request heads arrive within this; also how long an idle connection is kept.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(60);
+/// A client that takes no byte for this long is cut off.
+const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+
+/// A flag's value makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("--{flag}: {reason}")]
+pub struct ConfigError {
+    flag: &'static str,
+    reason: String,
+}
+
+/// Everything `rill serve` was told, checked.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// Path, hub repository, or rill's default model.
+    pub model: String,
+    /// Empty: the model's own name.
+    pub served_names: Vec<String>,
+    pub address: SocketAddr,
+    pub threads: usize,
+    pub engine: EngineLimits,
+    pub app: AppOptions,
+    pub listen: ListenLimits,
+    pub drain_time_max: Duration,
+    /// In place of the model's own.
+    pub chat_template: Option<PathBuf>,
+    pub device: Device,
+}
+
+/// What the engine may use; sizes that depend on the model are worked out when it is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineLimits {
+    pub running_max: usize,
+    pub queue_max: usize,
+    pub batch_tokens_max: usize,
+    pub block_size: usize,
+    pub kv_cache_bytes: KvCacheBytes,
+    pub prefix_caching: bool,
+}
+
+/// Memory for keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvCacheBytes {
+    Exactly(u64),
+    /// A quarter of what this many available bytes are, or less if no request mix could use it.
+    QuarterOf(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// The best there is.
+    Auto,
+    Cpu,
+}
+
+/// Facts about this machine that defaults come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    pub cores: usize,
+    pub available_bytes: u64,
+}
+
+impl Machine {
+    /// This machine, or this container of it.
+    pub fn detect() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let available = available_in(&meminfo).unwrap_or(4 << 30);
+        let room_in_group = cgroup_room().unwrap_or(u64::MAX);
+        Machine { cores, available_bytes: available.min(room_in_group) }
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available_in(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What a control group's memory limit leaves, where there is one.
+fn cgroup_room() -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
+    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+}
+
+impl ServeConfig {
+    pub fn new(flags: ServeFlags, machine: &Machine) -> Result<Self, ConfigError> {
+        let at_least_one = |flag: &'static str, value: usize, high: usize| {
+            if (1..=high).contains(&value) {
+                Ok(value)
+            } else {
+                Err(ConfigError { flag, reason: format!("must be between 1 and {high}, not {value}") })
+            }
+        };
+        let running_max = at_least_one("max-running", flags.max_running, 4096)?;
+        let batch_tokens_max = at_least_one("max-batch-tokens", flags.max_batch_tokens, 1 << 20)?;
+        if batch_tokens_max < running_max {
+            return Err(ConfigError {
+                flag: "max-batch-tokens",
+                reason: format!("must be at least --max-running, {running_max}, not {batch_tokens_max}"),
+            });
+        }
+        let kv_cache_bytes = match flags.kv_cache_memory.as_deref() {
+            Some(text) => KvCacheBytes::Exactly(bytes("kv-cache-memory", text)?),
+            None => KvCacheBytes::QuarterOf(machine.available_bytes),
+        };
+        let body_bytes_max = bytes("max-body", &flags.max_body)?;
+        let body_bytes_max = usize::try_from(body_bytes_max)
+            .ok()
+            .filter(|bytes| (1024..=1 << 30).contains(bytes))
+            .ok_or_else(|| ConfigError {
+                flag: "max-body",
+                reason: format!("must be between 1KiB and 1GiB, not {}", flags.max_body),
+            })?;
+        if let Some(key) = flags.api_key.iter().find(|key| key.trim().is_empty()) {
+            return Err(ConfigError { flag: "api-key", reason: format!("must not be empty, as {key:?} is") });
+        }
+        if let Some(name) = flags.served_model_name.iter().find(|name| name.trim().is_empty()) {
+            return Err(ConfigError {
+                flag: "served-model-name",
+                reason: format!("must not be empty, as {name:?} is"),
+            });
+        }
+        let host: IpAddr = match flags.host.as_str() {
+            "localhost" => IpAddr::from([127, 0, 0, 1]),
+            other => other.parse().map_err(|_| ConfigError {
+                flag: "host",
+                reason: format!("must be an IP address such as 127.0.0.1 or 0.0.0.0, not {other}"),
+            })?,
+        };
+        Ok(ServeConfig {
+            model: flags.model,
+            served_names: flags.served_model_name,
+            address: SocketAddr::new(host, flags.port),
+            threads: at_least_one("threads", flags.threads.unwrap_or(machine.cores), 1024)?,
+            engine: EngineLimits {
+                running_max,
+                queue_max: at_least_one("max-queue", flags.max_queue, 1 << 20)?,
+                batch_tokens_max,
+                block_size: at_least_one("block-size", flags.block_size, 1024)?,
+                kv_cache_bytes,
+                prefix_caching: !flags.no_prefix_caching,
+            },
+            app: AppOptions {
+                keys: ApiKeys::new(flags.api_key.iter().map(|key| key.trim().to_owned()).collect()),
+                body: BodyLimits { bytes_max: body_bytes_max, time_max: BODY_TIME_MAX },
+                cors: cors(&flags.cors_origin)?,
+                trust_request_chat_template: flags.trust_request_chat_template,
+            },
+            listen: ListenLimits {
+                connections_max: at_least_one("max-connections", flags.max_connections, 1 << 20)?,
+                head_time_max: HEAD_TIME_MAX,
+                write_stall_max: WRITE_STALL_MAX,
+            },
+            drain_time_max: Duration::from_secs(flags.drain_timeout),
+            chat_template: flags.chat_template,
+            device: flags.device,
+        })
+    }
+}
+
+impl EngineLimits {
+    /// KV-cache blocks for a model of `bytes_per_token` and `context_len` tokens.
+    pub fn blocks(&self, bytes_per_token: usize, context_len: usize) -> Result<usize, ConfigError> {
+        let bytes_per_block = (bytes_per_token * self.block_size).max(1) as u64;
+        let bytes = match self.kv_cache_bytes {
+            KvCacheBytes::Exactly(bytes) => bytes,
+            KvCacheBytes::QuarterOf(available) => {
+                let blocks_of_all = (context_len.div_ceil(self.block_size) * self.running_max) as u64;
+                (available / 4).min(blocks_of_all * bytes_per_block)
+            }
+        };
+        match usize::try_from(bytes / bytes_per_block) {
+            Ok(blocks) if blocks >= 1 => Ok(blocks),
+            _ => Err(ConfigError {
+                flag: "kv-cache-memory",
+                reason: format!(
+                    "{bytes} bytes hold no block of {} tokens, which takes {bytes_per_block} bytes",
+                    self.block_size
+                ),
+            }),
+        }
+    }
+}
+
+fn cors(origins: &[String]) -> Result<CorsPolicy, ConfigError> {
+    if origins.is_empty() {
+        return Ok(CorsPolicy::Local);
+    }
+    if origins.iter().any(|origin| origin == "*") {
+        return Ok(CorsPolicy::Any);
+    }
+    origins
+        .iter()
+        .map(|origin| match HeaderValue::from_str(origin) {
+            Ok(value) if origin.contains("://") && !origin.ends_with('/') => Ok(value),
+            _ => Err(ConfigError {
+                flag: "cors-origin",
+                reason: format!("must be `*` or an origin such as `https://app.example`, not {origin}"),
+            }),
+        })
+        .collect::<Result<_, _>>()
+        .map(CorsPolicy::Only)
+}
+
+/// `512`, `64KiB`, `2GiB`, `1.5G`: binary units, with or without the `iB`.
+fn bytes(flag: &'static str, text: &str) -> Result<u64, ConfigError> {
+    let wrong = || ConfigError { flag, reason: format!("must be a size such as 512MiB or 2GiB, not {text}") };
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let bytes = number * (1u64 << shift) as f64;
+    if !(1.0..=(1u64 << 50) as f64).contains(&bytes) {
+        return Err(wrong());
+    }
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,122 @@
+//! One API request as several engine requests: submitted together, heard together, cancelled together.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use rill_engine::{
+    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, SubmitError, TokenLogprobs, Usage,
+};
+
+type Pull = Pin<Box<dyn Future<Output = (usize, Option<Event>, EventStream)> + Send>>;
+
+/// The choices of one API request, still running. Dropping it cancels them all.
+pub struct Generation {
+    pulls: FuturesUnordered<Pull>,
+}
+
+/// A choice, ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    pub text: String,
+    pub token_ids: Vec<u32>,
+    pub logprobs: Vec<TokenLogprobs>,
+    pub prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    pub reason: FinishReason,
+    pub usage: Usage,
+}
+
+/// A choice failed, and with it the whole request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub message: String,
+}
+
+impl Generation {
+    /// Submits all of `requests`, whose positions are the choices' indices, or none: those taken before one that
+    /// is refused are cancelled.
+    pub fn submit(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Result<Self, SubmitError> {
+        let streams: Vec<EventStream> =
+            requests.into_iter().map(|request| engine.submit(request)).collect::<Result<_, _>>()?;
+        Ok(Generation { pulls: streams.into_iter().enumerate().map(pull).collect() })
+    }
+
+    /// The next event of any choice and the choice's index; `None` once all have ended.
+    pub async fn next(&mut self) -> Option<(usize, Event)> {
+        let (index, event, stream) = self.pulls.next().await?;
+        Some((index, self.heard(index, event, stream)))
+    }
+
+    /// The same if one is there already.
+    pub fn try_next(&mut self) -> Option<(usize, Event)> {
+        self.next().now_or_never().flatten()
+    }
+
+    /// All choices have ended.
+    pub fn is_done(&self) -> bool {
+        self.pulls.is_empty()
+    }
+
+    fn heard(&mut self, index: usize, event: Option<Event>, stream: EventStream) -> Event {
+        match event {
+            Some(event @ (Event::Finished { .. } | Event::Failed { .. })) => event,
+            Some(event) => {
+                self.pulls.push(pull((index, stream)));
+                event
+            }
+            // The engine promises a terminal event; without one it is gone.
+            None => Event::Failed {
+                kind: FailureKind::Internal,
+                message: "the engine ended without finishing this request".to_owned(),
+            },
+        }
+    }
+
+    /// Waits for all choices and returns them in order.
+    pub async fn collect(mut self) -> Result<Vec<Outcome>, Failure> {
+        let mut outcomes: Vec<Outcome> = (0..self.pulls.len())
+            .map(|_| Outcome {
+                text: String::new(),
+                token_ids: Vec::new(),
+                logprobs: Vec::new(),
+                prompt_logprobs: None,
+                reason: FinishReason::Length,
+                usage: Usage::default(),
+            })
+            .collect();
+        while let Some((index, event)) = self.next().await {
+            let outcome = &mut outcomes[index];
+            match event {
+                Event::Prompt { logprobs } => outcome.prompt_logprobs = Some(logprobs),
+                Event::Delta { text, token_ids, logprobs } => {
+                    outcome.text.push_str(&text);
+                    outcome.token_ids.extend(token_ids);
+                    outcome.logprobs.extend(logprobs);
+                }
+                Event::Finished { reason, usage } => {
+                    outcome.reason = reason;
+                    outcome.usage = usage;
+                }
+                Event::Failed { kind, message } => return Err(Failure { kind, message }),
+            }
+        }
+        Ok(outcomes)
+    }
+}
+
+fn pull((index, mut stream): (usize, EventStream)) -> Pull {
+    Box::pin(async move {
+        let event = stream.next().await;
+        (index, event, stream)
+    })
+}
+
+/// OpenAI's word for why a choice ended.
+pub fn finish_reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
+        FinishReason::Length => "length",
+    }
+}

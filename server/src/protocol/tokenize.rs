@@ -1,0 +1,40 @@
+//! `/tokenize` and `/detokenize`, in vLLM's spelling.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::chat::Message;
+
+#[derive(Debug, Default, Deserialize)]
+pub struct TokenizeRequest {
+    pub model: Option<String>,
+    /// This or `messages`.
+    pub prompt: Option<String>,
+    pub messages: Option<Vec<Message>>,
+    pub add_special_tokens: Option<bool>,
+    pub return_token_strs: Option<bool>,
+    pub add_generation_prompt: Option<bool>,
+    pub continue_final_message: Option<bool>,
+    pub chat_template: Option<String>,
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    pub tools: Option<Vec<Value>>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct TokenizeResponse {
+    pub count: usize,
+    pub max_model_len: usize,
+    pub tokens: Vec<u32>,
+    pub token_strs: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct DetokenizeRequest {
+    pub model: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct DetokenizeResponse {
+    pub prompt: String,
+}

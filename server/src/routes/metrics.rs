@@ -1,0 +1,144 @@
+//! `GET /metrics`: Prometheus text, every series under rill's own name and, where vLLM has one, under vLLM's, which
+//! gateways and autoscalers read unconfigured. Reads atomics only: never waits for a step.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use rill_engine::{Health, HistogramSnapshot, Outcome, Stats};
+
+use crate::app::{AppState, Serving, unix_seconds};
+
+pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    let mut page = Page::default();
+    page.family("rill_ready", "gauge", "1 if the server takes work");
+    page.sample("rill_ready", "", u64::from(state.ready().is_ok()));
+    page.family("rill_http_requests_in_flight", "gauge", "Generation requests being answered");
+    page.sample("rill_http_requests_in_flight", "", state.drain().in_flight());
+    if let Ok(serving) = state.serving() {
+        engine(&mut page, serving);
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.text)
+}
+
+fn engine(page: &mut Page, serving: &Serving) {
+    let stats = serving.engine.stats();
+    let config = serving.engine.config();
+    let model = format!("model_name=\"{}\"", escaped(&serving.names[0]));
+
+    page.family("rill_engine_alive", "gauge", "1 unless the engine has died");
+    page.sample("rill_engine_alive", &model, u64::from(!matches!(serving.engine.health(), Health::Dead(_))));
+
+    page.both("num_requests_running", "gauge", "Sequences being computed", &model, stats.running());
+    page.both("num_requests_waiting", "gauge", "Sequences in the queue", &model, stats.waiting());
+    page.both("kv_cache_usage_perc", "gauge", "KV-cache blocks held, 0 to 1", &model, stats.kv_usage());
+    page.own("waiting_tokens", "gauge", "Prompt tokens in the queue", &model, stats.waiting_tokens());
+    page.own("kv_blocks", "gauge", "KV-cache blocks", &model, stats.blocks_total());
+    page.own("kv_blocks_free", "gauge", "Blocks that hold nothing", &model, stats.blocks_free());
+    page.own("kv_blocks_cached", "gauge", "Blocks held for reuse alone", &model, stats.blocks_cached());
+    page.own("kv_blocks_held", "gauge", "Blocks sequences hold", &model, stats.blocks_held());
+    page.own("steps_total", "counter", "Engine steps", &model, stats.steps.get());
+
+    let cache = format!(
+        "{model},block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\"",
+        config.block_size, config.num_blocks, config.prefix_caching
+    );
+    page.both("cache_config_info", "gauge", "KV-cache configuration", &cache, 1);
+    page.family("vllm:lora_requests_info", "gauge", "LoRA adapters; the value is a Unix time");
+    let lora = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
+    page.sample("vllm:lora_requests_info", lora, unix_seconds());
+
+    for (name, help, value) in [
+        ("prompt_tokens_total", "Prompt tokens of requests taken up", stats.prompt_tokens.get()),
+        ("generation_tokens_total", "Tokens generated", stats.generation_tokens.get()),
+        ("num_preemptions_total", "Sequences preempted", stats.preemptions.get()),
+        ("prefix_cache_queries_total", "Prompt tokens looked up", stats.prefix_cache_queries.get()),
+        ("prefix_cache_hits_total", "Prompt tokens found", stats.prefix_cache_hits.get()),
+    ] {
+        page.both(name, "counter", help, &model, value);
+    }
+    finished(page, stats, &model);
+
+    for (name, help, histogram) in [
+        ("time_to_first_token_seconds", "Submission to first token", &stats.time_to_first_token_seconds),
+        ("inter_token_latency_seconds", "Between tokens of a sequence", &stats.inter_token_latency_seconds),
+        (
+            "request_time_per_output_token_seconds",
+            "Mean time between a request's tokens",
+            &stats.request_time_per_output_token_seconds,
+        ),
+        ("e2e_request_latency_seconds", "Submission to end", &stats.e2e_request_latency_seconds),
+        ("request_queue_time_seconds", "Submission to first step", &stats.request_queue_time_seconds),
+        ("request_prefill_time_seconds", "First step to first token", &stats.request_prefill_time_seconds),
+        ("request_decode_time_seconds", "First token to last", &stats.request_decode_time_seconds),
+        ("request_inference_time_seconds", "First step to last token", &stats.request_inference_time_seconds),
+        ("request_prompt_tokens", "Prompt tokens of a request", &stats.request_prompt_tokens),
+        ("request_generation_tokens", "Tokens generated for a request", &stats.request_generation_tokens),
+        ("iteration_tokens_total", "Tokens computed in a step", &stats.iteration_tokens),
+    ] {
+        let snapshot = histogram.snapshot();
+        for prefix in ["rill_", "vllm:"] {
+            page.histogram(&format!("{prefix}{name}"), help, &model, &snapshot);
+        }
+    }
+}
+
+fn finished(page: &mut Page, stats: &Stats, model: &str) {
+    for name in ["rill_request_success_total", "vllm:request_success_total"] {
+        page.family(name, "counter", "Requests ended, by why");
+        for outcome in Outcome::ALL {
+            let labels = format!("{model},finished_reason=\"{}\"", outcome.label());
+            page.sample(name, &labels, stats.requests_finished(outcome));
+        }
+    }
+}
+
+/// The text under construction. Writing to a String cannot fail, hence the ignored results.
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = if labels.is_empty() {
+            writeln!(self.text, "{name} {value}")
+        } else {
+            writeln!(self.text, "{name}{{{labels}}} {value}")
+        };
+    }
+
+    fn own(&mut self, name: &str, kind: &str, help: &str, labels: &str, value: impl std::fmt::Display) {
+        let name = format!("rill_{name}");
+        self.family(&name, kind, help);
+        self.sample(&name, labels, value);
+    }
+
+    fn both(&mut self, name: &str, kind: &str, help: &str, labels: &str, value: impl std::fmt::Display + Copy) {
+        self.own(name, kind, help, labels, value);
+        let name = format!("vllm:{name}");
+        self.family(&name, kind, help);
+        self.sample(&name, labels, value);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, labels: &str, snapshot: &HistogramSnapshot) {
+        self.family(name, "histogram", help);
+        for (bound, count) in &snapshot.buckets {
+            let _ = writeln!(self.text, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(self.text, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", snapshot.count);
+        let _ = writeln!(self.text, "{name}_sum{{{labels}}} {}", snapshot.sum);
+        let _ = writeln!(self.text, "{name}_count{{{labels}}} {}", snapshot.count);
+    }
+}
+
+/// A label value as the text format wants it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}

@@ -1,0 +1,330 @@
+//! Engine events → server-sent events, assembled by hand into one buffer: this runs once a token.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::stream;
+use rill_engine::{Event, TokenLogprobs};
+use serde::Serialize;
+
+use crate::app::Serving;
+use crate::drain::InFlight;
+use crate::generation::{Generation, finish_reason};
+use crate::logprob_format::{self, CompletionLogprobsBuilder};
+use crate::protocol::ApiError;
+use crate::protocol::logprobs::CompletionLogprobs;
+use crate::protocol::usage::UsageBody;
+
+/// Silence after which a comment is sent so that proxies keep the connection.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Events gathered into one write while more are queued.
+const WRITE_BYTES_MAX: usize = 64 << 10;
+
+/// What all chunks of a stream have in common.
+pub struct StreamHead<'a> {
+    pub id: &'a str,
+    pub created_s: u64,
+    pub model: &'a str,
+    pub fingerprint: &'a str,
+}
+
+/// The two kinds of stream and what each needs to know.
+pub enum StreamKind {
+    Completion {
+        /// For each prompt, its text and ids to be shown before the completion; empty without `echo`.
+        echoes: Vec<Echo>,
+        logprobs: bool,
+        skip_special: bool,
+    },
+    Chat {
+        /// Alternatives a token; `None` without log-probabilities.
+        top_logprobs: Option<usize>,
+    },
+}
+
+/// A prompt shown again in its completions.
+pub struct Echo {
+    pub text: String,
+    pub ids: Vec<u32>,
+}
+
+/// Turns events into frames. Frames pile up in the buffer until `take`.
+pub struct FrameWriter {
+    serving: Arc<Serving>,
+    /// `data: {"id":…,"choices":[`, the same for every frame.
+    head: String,
+    kind: StreamKind,
+    n: usize,
+    include_usage: bool,
+    usage: UsageBody,
+    /// For each choice: has it begun, and how many characters has it shown.
+    choices: Vec<Progress>,
+    buffer: BytesMut,
+}
+
+#[derive(Default, Clone)]
+struct Progress {
+    begun: bool,
+    chars: usize,
+}
+
+impl FrameWriter {
+    /// `n` is the choices of each prompt, `choices` all of them.
+    pub fn new(
+        serving: Arc<Serving>,
+        head: &StreamHead,
+        kind: StreamKind,
+        n: usize,
+        choices: usize,
+        include_usage: bool,
+    ) -> Self {
+        #[derive(Serialize)]
+        struct Common<'a> {
+            id: &'a str,
+            object: &'static str,
+            created: u64,
+            model: &'a str,
+            system_fingerprint: &'a str,
+        }
+        let common = Common {
+            id: head.id,
+            object: match kind {
+                StreamKind::Completion { .. } => "text_completion",
+                StreamKind::Chat { .. } => "chat.completion.chunk",
+            },
+            created: head.created_s,
+            model: head.model,
+            system_fingerprint: head.fingerprint,
+        };
+        let mut text = serde_json::to_string(&common).unwrap_or_default();
+        text.pop();
+        FrameWriter {
+            serving,
+            head: format!("data: {text},\"choices\":["),
+            kind,
+            n,
+            include_usage,
+            usage: UsageBody::default(),
+            choices: vec![Progress::default(); choices],
+            buffer: BytesMut::with_capacity(1024),
+        }
+    }
+
+    /// Appends the frames of one event. `false`: it was a failure, and nothing may follow.
+    pub fn event(&mut self, index: usize, event: Event) -> bool {
+        match event {
+            Event::Prompt { logprobs } => self.begin(index, &logprobs),
+            Event::Delta { text, logprobs, .. } => {
+                self.begin(index, &[]);
+                self.delta(index, &text, &logprobs);
+            }
+            Event::Finished { reason, usage } => {
+                self.begin(index, &[]);
+                self.usage.add(usage, index.is_multiple_of(self.n));
+                let body = match self.kind {
+                    StreamKind::Completion { .. } => "\"text\":\"\"",
+                    StreamKind::Chat { .. } => "\"delta\":{}",
+                };
+                self.open(index);
+                self.raw(body);
+                self.close(Some(finish_reason(reason)), |buffer| buffer.put_slice(b"null"));
+            }
+            Event::Failed { kind, message } => {
+                self.error(&ApiError::failed(kind, message));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The usage chunk if asked for, and `[DONE]`.
+    pub fn finish(&mut self) {
+        if self.include_usage {
+            self.buffer.put_slice(self.head.as_bytes());
+            self.raw("],\"usage\":");
+            write_json(&mut self.buffer, &self.usage);
+            self.raw("}\n\n");
+        }
+        self.raw("data: [DONE]\n\n");
+    }
+
+    pub fn keep_alive(&mut self) {
+        self.raw(": ping\n\n");
+    }
+
+    /// An error after the status has been sent.
+    fn error(&mut self, error: &ApiError) {
+        self.raw("data: ");
+        self.raw(&error.to_json());
+        self.raw("\n\n");
+    }
+
+    /// What has been written since the last `take`.
+    pub fn take(&mut self) -> Bytes {
+        self.buffer.split().freeze()
+    }
+
+    pub fn pending_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The first frame of a choice: chat's role, or the echoed prompt.
+    fn begin(&mut self, index: usize, prompt_logprobs: &[Option<TokenLogprobs>]) {
+        if std::mem::replace(&mut self.choices[index].begun, true) {
+            return;
+        }
+        match &self.kind {
+            StreamKind::Chat { .. } => {
+                self.open(index);
+                self.raw("\"delta\":{\"role\":\"assistant\",\"content\":\"\"}");
+                self.close(None, |buffer| buffer.put_slice(b"null"));
+            }
+            StreamKind::Completion { echoes, logprobs, skip_special } => {
+                let Some(echo) = echoes.get(index / self.n) else { return };
+                let mut shown = CompletionLogprobs::default();
+                if *logprobs {
+                    let tokenizer = self.serving.tokenizer();
+                    let mut builder = CompletionLogprobsBuilder::new(tokenizer, *skip_special, 0);
+                    builder.push_prompt(&mut shown, &echo.ids, prompt_logprobs);
+                    self.choices[index].chars = builder.chars_before();
+                }
+                let logprobs = *logprobs;
+                let mut text = Vec::new();
+                // Writing to a Vec cannot fail, nor can a string's serialisation.
+                let _ = serde_json::to_writer(&mut text, &echo.text);
+                self.open(index);
+                self.raw("\"text\":");
+                self.buffer.put_slice(&text);
+                self.close(None, |buffer| if logprobs { write_json(buffer, &shown) } else { buffer.put_slice(b"null") });
+            }
+        }
+    }
+
+    fn delta(&mut self, index: usize, text: &str, logprobs: &[TokenLogprobs]) {
+        // Text held back (a possible stop string, half a character) comes with a later delta.
+        if text.is_empty() && logprobs.is_empty() {
+            return;
+        }
+        self.open(index);
+        match self.kind {
+            StreamKind::Completion { logprobs: wanted, skip_special, .. } => {
+                self.raw("\"text\":");
+                write_json(&mut self.buffer, text);
+                let shown = wanted.then(|| {
+                    let mut shown = CompletionLogprobs::default();
+                    let chars = self.choices[index].chars;
+                    let mut builder = CompletionLogprobsBuilder::new(self.serving.tokenizer(), skip_special, chars);
+                    builder.push_tokens(&mut shown, logprobs);
+                    self.choices[index].chars = builder.chars_before();
+                    shown
+                });
+                self.close(None, |buffer| write_json(buffer, &shown));
+            }
+            StreamKind::Chat { top_logprobs } => {
+                self.raw("\"delta\":{\"content\":");
+                write_json(&mut self.buffer, text);
+                self.raw("}");
+                let shown = top_logprobs.map(|top| logprob_format::chat(self.serving.tokenizer(), logprobs, top));
+                self.close(None, |buffer| write_json(buffer, &shown));
+            }
+        }
+    }
+
+    fn open(&mut self, index: usize) {
+        self.buffer.put_slice(self.head.as_bytes());
+        // Writing to a BytesMut cannot fail.
+        let _ = write!((&mut self.buffer).writer(), "{{\"index\":{index},");
+    }
+
+    fn close(&mut self, reason: Option<&str>, logprobs: impl FnOnce(&mut BytesMut)) {
+        self.raw(",\"logprobs\":");
+        logprobs(&mut self.buffer);
+        match reason {
+            Some(reason) => {
+                self.raw(",\"finish_reason\":\"");
+                self.raw(reason);
+                self.raw("\"}]");
+            }
+            None => self.raw(",\"finish_reason\":null}]"),
+        }
+        self.raw(if self.include_usage { ",\"usage\":null}\n\n" } else { "}\n\n" });
+    }
+
+    fn raw(&mut self, text: &str) {
+        self.buffer.put_slice(text.as_bytes());
+    }
+}
+
+fn write_json<T: Serialize + ?Sized>(buffer: &mut BytesMut, value: &T) {
+    // Writing to a BytesMut cannot fail, and our types have no map with keys other than strings.
+    let _ = serde_json::to_writer(buffer.writer(), value);
+}
+
+/// The response that streams `generation`. Waits for the first event, so that a request that fails in the queue
+/// gets a status of its own; dropping the response cancels the generation.
+///
+/// A reader slower than the model is bounded by its own request: the engine's channel holds at most the events of
+/// its `max_tokens`, and a connection that takes nothing at all is closed by the listener.
+pub async fn respond(
+    mut generation: Generation,
+    mut writer: FrameWriter,
+    in_flight: InFlight,
+) -> Result<Response, ApiError> {
+    match tokio::time::timeout(KEEP_ALIVE, generation.next()).await {
+        Ok(Some((_, Event::Failed { kind, message }))) => return Err(ApiError::failed(kind, message)),
+        Ok(Some((index, event))) => {
+            writer.event(index, event);
+        }
+        Ok(None) => return Err(ApiError::internal("the engine gave nothing")),
+        Err(_) => writer.keep_alive(),
+    }
+    let state = Some((generation, writer, in_flight));
+    let frames = stream::unfold(state, async |state| {
+        let (mut generation, mut writer, in_flight) = state?;
+        let more = fill(&mut generation, &mut writer).await;
+        let bytes = writer.take();
+        Some((Ok::<Bytes, Infallible>(bytes), more.then_some((generation, writer, in_flight))))
+    });
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    Ok((headers, Body::from_stream(frames)).into_response())
+}
+
+/// Writes at least one frame, and all whose events are queued already. `false` when the stream is over.
+async fn fill(generation: &mut Generation, writer: &mut FrameWriter) -> bool {
+    while writer.pending_bytes() == 0 {
+        match tokio::time::timeout(KEEP_ALIVE, generation.next()).await {
+            Ok(Some((index, event))) => {
+                if !writer.event(index, event) {
+                    return false;
+                }
+            }
+            Ok(None) => {
+                writer.finish();
+                return false;
+            }
+            Err(_) => writer.keep_alive(),
+        }
+    }
+    while writer.pending_bytes() < WRITE_BYTES_MAX
+        && let Some((index, event)) = generation.try_next()
+    {
+        if !writer.event(index, event) {
+            return false;
+        }
+    }
+    if generation.is_done() {
+        writer.finish();
+        return false;
+    }
+    true
+}

@@ -1,0 +1,263 @@
+//! `rill serve` from configuration to exit: bind, load, answer, drain.
+
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner};
+use rill_models::{LoadOptions, LoadedModel, ModelError, SourceOptions};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::{AppState, Serving, router, unix_seconds};
+use crate::chat_template::{ChatTemplate, TemplateError};
+use crate::cli::serve::ServeFlags;
+use crate::config::{ConfigError, Machine, ServeConfig};
+use crate::fetch_progress::TerminalProgress;
+use crate::listen;
+use crate::prompt::PromptEncoder;
+
+/// The network needs little; the cores belong to the model.
+const NETWORK_THREADS: usize = 2;
+/// Threads that tokenise long prompts.
+const BLOCKING_THREADS_MAX: usize = 4;
+/// For responses to reach clients after the last has been written, and for the engine thread to end.
+const CLOSING_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("--log: {0}")]
+    Log(String),
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("--chat-template {path}: {reason}")]
+    TemplateFile { path: String, reason: String },
+    #[error(transparent)]
+    Engine(#[from] rill_engine::StartError),
+    #[error("loading the model failed; see the log")]
+    LoaderDied,
+}
+
+/// Serves until a signal and everything under way is done.
+pub fn serve(flags: ServeFlags) -> Result<(), StartError> {
+    let filter = EnvFilter::try_new(&flags.log).map_err(|error| StartError::Log(error.to_string()))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let mut config = ServeConfig::new(flags, &Machine::detect())?;
+    config.listen.connections_max = listen::allowed_connections(config.listen.connections_max);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(NETWORK_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("rill-http")
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn run(config: ServeConfig) -> Result<(), StartError> {
+    let mut signals = Signals::new()?;
+    let address = config.address;
+    let listener =
+        TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
+    let address = listener.local_addr()?;
+    let state = AppState::new(config.app.clone());
+    let (stop, stopping) = watch::channel(false);
+    let listening = tokio::spawn(listen::serve(listener, router(state.clone()), config.listen, stopping));
+
+    // Answers probes while the model loads.
+    let loading = load_on_own_thread(config.clone())?;
+    let loaded = tokio::select! {
+        loaded = loading => loaded.map_err(|_| StartError::LoaderDied)??,
+        () = signals.next() => return Ok(()),
+    };
+    let engine = loaded.serving.engine.clone();
+    let banner = loaded.banner(&config, address);
+    state.serve(loaded.serving);
+    print!("{banner}");
+    std::io::stdout().flush()?;
+
+    signals.next().await;
+    tokio::spawn(async move {
+        signals.next().await;
+        eprintln!("rill: stopped at once");
+        std::process::exit(1);
+    });
+    drain(&config, &state, &engine).await;
+    // Nobody listens only if the listener has ended already.
+    let _ = stop.send(true);
+    bounded(CLOSING_TIME_MAX, "connections are still open", listening).await;
+    engine.shutdown();
+    bounded(CLOSING_TIME_MAX, "the engine is still running", engine.stopped()).await;
+    Ok(())
+}
+
+/// Refuses new work and waits for what is under way, up to the timeout.
+async fn drain(config: &ServeConfig, state: &AppState, engine: &EngineHandle) {
+    state.drain().start();
+    engine.drain();
+    let under_way = state.drain().in_flight();
+    tracing::info!(under_way, timeout_s = config.drain_time_max.as_secs(), "draining");
+    if tokio::time::timeout(config.drain_time_max, state.drain().idle()).await.is_err() {
+        tracing::warn!(unfinished = state.drain().in_flight(), "the drain timeout is over");
+        // Ends each stream with an error that says so.
+        engine.shutdown();
+        bounded(CLOSING_TIME_MAX, "streams are still open", state.drain().idle()).await;
+    }
+}
+
+async fn bounded(time_max: Duration, otherwise: &str, done: impl Future) {
+    if tokio::time::timeout(time_max, done).await.is_err() {
+        tracing::warn!("{otherwise}");
+    }
+}
+
+/// SIGTERM and SIGINT, which mean the same.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A model ready to answer, and what to say about it.
+struct Loaded {
+    serving: Serving,
+    description: String,
+    kv_bytes: usize,
+}
+
+fn load_on_own_thread(config: ServeConfig) -> std::io::Result<oneshot::Receiver<Result<Loaded, StartError>>> {
+    let (done, loading) = oneshot::channel();
+    std::thread::Builder::new().name("rill-load".to_owned()).spawn(move || {
+        // Nobody waits any more if a signal came first.
+        let _ = done.send(load(&config));
+    })?;
+    Ok(loading)
+}
+
+fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
+    let files = rill_models::resolve(&config.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
+    let options = LoadOptions { threads: config.threads, device: config.device.into() };
+    let LoadedModel { model, tokenizer, config: model_config, name, description } =
+        rill_models::load(&files, &options)?;
+    let template = template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
+
+    let shape = model.shape().clone();
+    let limits = &config.engine;
+    let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len)?;
+    let capacity = num_blocks * limits.block_size;
+    if capacity < shape.context_len {
+        tracing::warn!(
+            context_tokens = shape.context_len,
+            kv_cache_tokens = capacity,
+            "the KV cache is smaller than the model's context: requests may be no longer than it"
+        );
+    }
+    let engine_config = EngineConfig {
+        block_size: limits.block_size,
+        num_blocks,
+        context_len: shape.context_len.min(capacity),
+        max_batch_tokens: limits.batch_tokens_max,
+        max_running: limits.running_max,
+        max_waiting: limits.queue_max,
+        prefix_caching: limits.prefix_caching,
+        ..EngineConfig::default()
+    };
+    let runner = ModelRunner::new(model, &engine_config)?;
+    let context_len = engine_config.context_len;
+    let engine = Engine::start(Box::new(runner), tokenizer.clone(), engine_config)?;
+
+    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
+    let mut hasher = DefaultHasher::new();
+    (&names[0], &description, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    let serving = Serving {
+        engine,
+        names,
+        prompts: PromptEncoder::new(tokenizer, context_len),
+        template,
+        eos_token_ids: model_config.eos_token_ids,
+        created_s: unix_seconds(),
+        fingerprint: format!("rill_{:016x}", hasher.finish()),
+    };
+    Ok(Loaded { serving, description, kv_bytes: capacity * shape.kv_bytes_per_token })
+}
+
+/// The operator's template, else the model's. A model's own that does not compile costs chat, not the server.
+fn template(
+    config: &ServeConfig,
+    own: Option<String>,
+    tokenizer: &Arc<rill_models::Tokenizer>,
+) -> Result<Option<ChatTemplate>, StartError> {
+    let spelling = |id: Option<u32>| {
+        id.map_or_else(String::new, |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned())
+    };
+    let compile = |source: &str| -> Result<ChatTemplate, TemplateError> {
+        ChatTemplate::new(source, &spelling(tokenizer.bos_token_id()), &spelling(tokenizer.eos_token_id()))
+    };
+    if let Some(path) = &config.chat_template {
+        let failed = |reason: String| StartError::TemplateFile { path: path.display().to_string(), reason };
+        let source = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        return compile(&source).map(Some).map_err(|error| failed(error.to_string()));
+    }
+    match own.map(|source| compile(&source)).transpose() {
+        Ok(template) => Ok(template),
+        Err(error) => {
+            tracing::warn!(%error, "chat is off: give a template with --chat-template");
+            Ok(None)
+        }
+    }
+}
+
+impl Loaded {
+    fn banner(&self, config: &ServeConfig, address: SocketAddr) -> String {
+        let engine = self.serving.engine.config();
+        let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        let url = format!("http://{host}:{}", address.port());
+        let key = if config.app.keys.is_empty() { "" } else { "-H \"Authorization: Bearer $RILL_API_KEY\" " };
+        let (path, body) = match self.serving.template {
+            Some(_) => ("chat/completions", r#"{"messages":[{"role":"user","content":"Hello!"}],"max_tokens":64}"#),
+            None => ("completions", r#"{"prompt":"Once upon a time","max_tokens":64}"#),
+        };
+        format!(
+            "rill {version}\n  model     {name}\n            {description}\n  context   {context} tokens\n  KV cache  {tokens} tokens in {blocks} blocks \
+             of {block_size} ({mib} MiB)\n  address   {url}\n\nTry it in a browser, or:\n  curl {url}/v1/{path} -H 'Content-Type: application/json' {key}-d '{body}'\n\n",
+            version = env!("CARGO_PKG_VERSION"),
+            name = self.serving.names.join(", "),
+            description = self.description,
+            context = engine.context_len,
+            tokens = engine.capacity_tokens(),
+            blocks = engine.num_blocks,
+            block_size = engine.block_size,
+            mib = self.kv_bytes >> 20,
+        )
+    }
+}
