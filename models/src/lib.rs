@@ -1,9 +1,15 @@
 //! Model execution: where weights come from, how they are read, and one readable forward pass an architecture.
 
+mod config;
 mod error;
 mod forward;
+mod gguf;
 mod tokenizer;
 
+pub use config::{
+    Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+};
 pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
+pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,0 +1,314 @@
+//! One description of a decoder's shape and habits for all architectures, whichever format it came in.
+
+mod from_gguf;
+mod from_json;
+mod templates;
+
+use std::collections::BTreeMap;
+
+use crate::ModelError;
+
+/// What a model file says about the model. Sizes are in elements, lengths in tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// As the file spells it: `llama` (GGUF `general.architecture`) or `LlamaForCausalLM` (config.json
+    /// `architectures`). The registry knows both.
+    pub architecture: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub intermediate_size: usize,
+    /// Longest sequence the model was made for.
+    pub context_len: usize,
+    pub norm_eps: f32,
+    /// Added to every norm weight: 1 where the file stores `w` of a `(1 + w)` norm, else 0.
+    pub norm_weight_offset: f32,
+    pub rope: RopeConfig,
+    /// The output projection is the embedding table.
+    pub tie_embeddings: bool,
+    pub activation: Activation,
+    /// A token sees at most this many, itself included, in layers that slide.
+    pub sliding_window: Option<usize>,
+    /// Which layers slide, one entry a layer; `None`: all of them, if there is a window.
+    pub sliding_layers: Option<Vec<bool>>,
+    pub qkv_bias: bool,
+    pub attention_output_bias: bool,
+    pub mlp_bias: bool,
+    /// Factor on `q · k`; `None`: `1 / sqrt(head_dim)`.
+    pub attention_scale: Option<f32>,
+    /// Factor on the embeddings.
+    pub embedding_scale: Option<f32>,
+    /// Factor on each sub-layer's output before it joins the residual stream.
+    pub residual_scale: Option<f32>,
+    /// Factor on the logits.
+    pub logit_scale: Option<f32>,
+    /// `cap * tanh(x / cap)` over attention scores.
+    pub attention_softcap: Option<f32>,
+    /// `cap * tanh(x / cap)` over the logits.
+    pub final_logit_softcap: Option<f32>,
+    pub bos_token_id: Option<u32>,
+    pub pad_token_id: Option<u32>,
+    /// Every token that ends a turn or a text, without repeats, the main one first.
+    pub eos_token_ids: Vec<u32>,
+    pub chat_template: Option<ChatTemplates>,
+    pub generation: GenerationDefaults,
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    pub base: f32,
+    /// Leading dimensions of a head that turn; even, at most `head_dim`.
+    pub dimension_count: usize,
+    pub style: RopeStyle,
+    pub scaling: RopeScaling,
+}
+
+/// Which two elements of a head form a pair that turns together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// `2i` and `2i + 1` (GGUF files of the llama family, whose q and k rows are permuted for it).
+    Interleaved,
+    /// `i` and `i + dimension_count / 2`.
+    Half,
+}
+
+/// How positions beyond the original context are brought back into it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    None,
+    Linear {
+        factor: f32,
+    },
+    Llama3 {
+        factor: f32,
+        low_freq_factor: f32,
+        high_freq_factor: f32,
+        original_context: usize,
+    },
+    Yarn {
+        factor: f32,
+        original_context: usize,
+        /// Factor on cos and sin; `None`: `0.1 * ln(factor) + 1`.
+        attention_factor: Option<f32>,
+        beta_fast: f32,
+        beta_slow: f32,
+    },
+    Dynamic {
+        factor: f32,
+        original_context: usize,
+    },
+    LongRope {
+        /// `dimension_count / 2` divisors of the inverse frequencies, for contexts within the original one.
+        short_factors: Vec<f32>,
+        /// The same, for longer contexts.
+        long_factors: Vec<f32>,
+        original_context: usize,
+        /// Factor on cos and sin; `None`: from the ratio of the contexts.
+        attention_factor: Option<f32>,
+    },
+    /// `dimension_count / 2` divisors of the inverse frequencies (GGUF `rope_freqs.weight`; llama 3's scaling,
+    /// worked out by the converter).
+    FreqFactors(Vec<f32>),
+}
+
+/// The nonlinearity of the feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    /// With the error function.
+    Gelu,
+    /// The tanh approximation.
+    GeluTanh,
+    Relu,
+    ReluSquared,
+}
+
+/// A model's own chat templates (Jinja source).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChatTemplates {
+    pub default: Option<String>,
+    /// Templates for a purpose, such as `tool_use`.
+    pub named: BTreeMap<String, String>,
+}
+
+/// Sampling the model's makers suggest; `None` where they say nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationDefaults {
+    pub do_sample: Option<bool>,
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<u32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub max_new_tokens: Option<usize>,
+    pub suppress_tokens: Vec<u32>,
+}
+
+/// No model we could run has more, and every product of two of them fits 64 bits.
+const SIZE_MAX: usize = 1 << 28;
+
+impl ModelConfig {
+    /// Checks what every architecture relies on. `name` turns a field into the spelling of the file, for messages.
+    fn check(&self) -> Result<(), String> {
+        let sizes = [
+            ("vocabulary size", self.vocab_size),
+            ("hidden size", self.hidden_size),
+            ("number of layers", self.layers),
+            ("number of attention heads", self.heads),
+            ("number of key/value heads", self.kv_heads),
+            ("head dimension", self.head_dim),
+            ("feed-forward size", self.intermediate_size),
+            ("context length", self.context_len),
+        ];
+        for (what, value) in sizes {
+            if value == 0 || value > SIZE_MAX {
+                return Err(format!("the {what} is {value}; it must be 1 to {SIZE_MAX}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!(
+                "{} attention heads are not a multiple of {} key/value heads",
+                self.heads, self.kv_heads
+            ));
+        }
+        let turning = self.rope.dimension_count;
+        if !turning.is_multiple_of(2) || turning > self.head_dim {
+            return Err(format!(
+                "the rope dimension count is {turning}; it must be even and at most the head dimension {}",
+                self.head_dim
+            ));
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
+            return Err(format!(
+                "the norm epsilon is {}; it must be between 0 and 1",
+                self.norm_eps
+            ));
+        }
+        if !(self.rope.base > 0.0 && self.rope.base.is_finite()) {
+            return Err(format!(
+                "the rope base is {}; it must be above 0",
+                self.rope.base
+            ));
+        }
+        self.rope.check()?;
+        if self.sliding_window == Some(0) {
+            return Err("the sliding window is 0; it must be at least 1".to_owned());
+        }
+        if let Some(layers) = &self.sliding_layers
+            && layers.len() != self.layers
+        {
+            return Err(format!(
+                "the sliding-window pattern names {} layers, the model has {}",
+                layers.len(),
+                self.layers
+            ));
+        }
+        if let Some(id) = self
+            .eos_token_ids
+            .iter()
+            .find(|&&id| id as usize >= self.vocab_size)
+        {
+            return Err(format!(
+                "the end-of-text id {id} is outside the vocabulary of {}",
+                self.vocab_size
+            ));
+        }
+        Ok(())
+    }
+
+    fn checked(self, path: &str) -> Result<ModelConfig, ModelError> {
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(reason) => Err(ModelError::Format {
+                path: path.to_owned(),
+                reason,
+            }),
+        }
+    }
+}
+
+impl RopeConfig {
+    fn check(&self) -> Result<(), String> {
+        let positive = |what: &str, value: f32| {
+            if value > 0.0 && value.is_finite() {
+                Ok(())
+            } else {
+                Err(format!(
+                    "the rope scaling's {what} is {value}; it must be above 0"
+                ))
+            }
+        };
+        let factors = |what: &str, values: &[f32]| {
+            if values.len() != self.dimension_count / 2 {
+                return Err(format!(
+                    "the rope scaling's {what} holds {} values, but {} dimensions turn in pairs",
+                    values.len(),
+                    self.dimension_count
+                ));
+            }
+            values.iter().try_for_each(|&value| positive(what, value))
+        };
+        let context = |tokens: usize| {
+            if tokens == 0 {
+                return Err("the rope scaling's original context length is 0".to_owned());
+            }
+            Ok(())
+        };
+        match &self.scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => positive("factor", *factor),
+            RopeScaling::Dynamic {
+                factor,
+                original_context,
+            } => {
+                context(*original_context)?;
+                positive("factor", *factor)
+            }
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_context,
+            } => {
+                context(*original_context)?;
+                positive("factor", *factor)?;
+                positive("low_freq_factor", *low_freq_factor)?;
+                if high_freq_factor > low_freq_factor {
+                    return Ok(());
+                }
+                Err(format!(
+                    "the rope scaling's high_freq_factor {high_freq_factor} must be above its low_freq_factor {low_freq_factor}"
+                ))
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                ..
+            } => {
+                context(*original_context)?;
+                positive("factor", *factor)?;
+                positive("beta_fast", *beta_fast)?;
+                positive("beta_slow", *beta_slow)
+            }
+            RopeScaling::LongRope {
+                short_factors,
+                long_factors,
+                original_context,
+                ..
+            } => {
+                context(*original_context)?;
+                factors("short_factor", short_factors)?;
+                factors("long_factor", long_factors)
+            }
+            RopeScaling::FreqFactors(values) => factors("frequency factors", values),
+        }
+    }
+}

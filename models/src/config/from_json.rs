@@ -1,0 +1,466 @@
+//! [`ModelConfig`] from a directory's config.json, generation_config.json, tokenizer_config.json and templates.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{
+    Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+};
+use crate::ModelError;
+
+/// Architectures whose published weights turn neighbours; all others turn halves.
+const INTERLEAVED: [&str; 8] = [
+    "Cohere2ForCausalLM",
+    "CohereForCausalLM",
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Ernie4_5ForCausalLM",
+    "GPTJForCausalLM",
+    "Glm4ForCausalLM",
+    "GlmForCausalLM",
+];
+
+impl ModelConfig {
+    /// Reads the configuration of a model directory. A missing or wrong field is [`ModelError::Format`] naming it.
+    pub fn from_dir(dir: &Path) -> Result<ModelConfig, ModelError> {
+        let config = JsonFile::read(&dir.join("config.json"))?;
+        let generation = JsonFile::read_if_there(&dir.join("generation_config.json"))?;
+        let tokenizer = JsonFile::read_if_there(&dir.join("tokenizer_config.json"))?;
+        let architecture = match config.root["architectures"][0].as_str() {
+            Some(name) => name.to_owned(),
+            None => return Err(config.error("field architectures must list the model's class")),
+        };
+        // Models that also see or hear keep the decoder's fields one level down.
+        let nested = config
+            .root
+            .get("text_config")
+            .filter(|value| value.is_object());
+        let fields = Fields {
+            file: &config,
+            object: nested.unwrap_or(&config.root),
+        };
+        let family = architecture.to_ascii_lowercase();
+        let gemma = family.starts_with("gemma");
+        let hidden_size = fields.require_usize(&["hidden_size", "n_embd"])?;
+        let layers = fields.require_usize(&["num_hidden_layers", "n_layer"])?;
+        let heads = fields.require_usize(&["num_attention_heads", "n_head"])?;
+        let head_dim = match fields.usize(&["head_dim"])? {
+            Some(head_dim) => head_dim,
+            None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
+            None => {
+                return Err(config.error(format!(
+                    "field head_dim is missing, and hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
+                )));
+            }
+        };
+        let norm_eps = fields
+            .f32(&[
+                "rms_norm_eps",
+                "layer_norm_eps",
+                "layer_norm_epsilon",
+                "norm_epsilon",
+                "norm_eps",
+            ])?
+            .ok_or_else(|| config.error("field rms_norm_eps is missing"))?;
+        let context_len = fields
+            .usize(&["max_position_embeddings", "n_positions"])?
+            .ok_or_else(|| config.error("field max_position_embeddings is missing"))?;
+        let bias = fields.bool(&["attention_bias", "use_bias", "bias"])?;
+        let window = sliding_window(&fields, &family)?;
+        let (mut eos_token_ids, mut bos_token_id, mut pad_token_id) = (Vec::new(), None, None);
+        for source in [generation.as_ref(), Some(&config)].into_iter().flatten() {
+            let levels = [Some(&source.root), source.root.get("text_config")];
+            for object in levels.into_iter().flatten() {
+                let fields = Fields {
+                    file: source,
+                    object,
+                };
+                for id in fields.ids("eos_token_id")? {
+                    if !eos_token_ids.contains(&id) {
+                        eos_token_ids.push(id);
+                    }
+                }
+                bos_token_id = bos_token_id.or(fields.ids("bos_token_id")?.first().copied());
+                pad_token_id = pad_token_id.or(fields.ids("pad_token_id")?.first().copied());
+            }
+        }
+        let parsed = ModelConfig {
+            vocab_size: fields.require_usize(&["vocab_size"])?,
+            hidden_size,
+            layers,
+            heads,
+            kv_heads: fields.usize(&["num_key_value_heads"])?.unwrap_or(heads),
+            head_dim,
+            intermediate_size: match fields.usize(&["intermediate_size", "n_inner", "ffn_dim"])? {
+                Some(size) => size,
+                None if family.starts_with("gpt") => 4 * hidden_size,
+                None => return Err(config.error("field intermediate_size is missing")),
+            },
+            context_len,
+            norm_eps,
+            norm_weight_offset: if gemma { 1.0 } else { 0.0 },
+            rope: rope(&fields, &architecture, head_dim, context_len)?,
+            // The default of transformers' own configuration class is true; llama-like classes override it.
+            tie_embeddings: fields
+                .bool(&["tie_word_embeddings"])?
+                .or(config.root["tie_word_embeddings"].as_bool())
+                .unwrap_or(gemma || family.starts_with("gpt2")),
+            activation: activation(&fields)?,
+            sliding_window: window.0,
+            sliding_layers: window.1,
+            qkv_bias: bias.unwrap_or(
+                family.starts_with("qwen2")
+                    || family.starts_with("gpt")
+                    || family.starts_with("starcoder2"),
+            ),
+            attention_output_bias: bias
+                .unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
+            mlp_bias: fields
+                .bool(&["mlp_bias", "use_bias"])?
+                .unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
+            attention_scale: match fields.f32(&["attention_multiplier"])? {
+                None => fields
+                    .f32(&["query_pre_attn_scalar"])?
+                    .map(|scalar| 1.0 / scalar.sqrt()),
+                scale => scale,
+            },
+            embedding_scale: match fields.f32(&["embedding_multiplier"])? {
+                None if gemma => Some((hidden_size as f32).sqrt()),
+                scale => scale,
+            },
+            residual_scale: fields.f32(&["residual_multiplier"])?,
+            logit_scale: match fields.f32(&["logits_scaling"])? {
+                Some(divisor) => Some(1.0 / divisor),
+                None => fields.f32(&["logit_scale"])?,
+            },
+            attention_softcap: fields.f32(&["attn_logit_softcapping"])?,
+            final_logit_softcap: fields.f32(&["final_logit_softcapping"])?,
+            bos_token_id,
+            pad_token_id,
+            eos_token_ids,
+            chat_template: ChatTemplates::from_dir(dir, tokenizer.as_ref().map(|f| &f.root))?,
+            generation: match &generation {
+                Some(file) => defaults(file)?,
+                None => GenerationDefaults::default(),
+            },
+            architecture,
+        };
+        parsed.checked(&config.path)
+    }
+}
+
+/// A parsed JSON file and its path, for messages.
+struct JsonFile {
+    path: String,
+    root: Value,
+}
+
+impl JsonFile {
+    fn read(path: &Path) -> Result<JsonFile, ModelError> {
+        let path_text = path.display().to_string();
+        let text =
+            std::fs::read(path).map_err(|e| ModelError::Source(format!("{path_text}: {e}")))?;
+        match serde_json::from_slice::<Value>(&text) {
+            Ok(root) if root.is_object() => Ok(JsonFile {
+                path: path_text,
+                root,
+            }),
+            Ok(_) => Err(ModelError::Format {
+                path: path_text,
+                reason: "must be a JSON object".to_owned(),
+            }),
+            Err(e) => Err(ModelError::Format {
+                path: path_text,
+                reason: format!("is not valid JSON: {e}"),
+            }),
+        }
+    }
+
+    fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
+        if path.is_file() {
+            Self::read(path).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn error(&self, reason: impl Into<String>) -> ModelError {
+        ModelError::Format {
+            path: self.path.clone(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Typed look-ups in one object of a file. A field may go by several names; null counts as absent.
+struct Fields<'a> {
+    file: &'a JsonFile,
+    object: &'a Value,
+}
+
+impl<'a> Fields<'a> {
+    fn typed<T>(
+        &self,
+        names: &[&str],
+        wanted: &str,
+        convert: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
+        for name in names {
+            match self.object.get(name) {
+                None | Some(Value::Null) => {}
+                Some(value) => {
+                    return match convert(value) {
+                        Some(value) => Ok(Some(value)),
+                        None => Err(self
+                            .file
+                            .error(format!("field {name} must be {wanted}, found {value}"))),
+                    };
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn usize(&self, names: &[&str]) -> Result<Option<usize>, ModelError> {
+        self.typed(names, "a non-negative integer", |value| {
+            value.as_u64().and_then(|v| v.try_into().ok())
+        })
+    }
+
+    fn require_usize(&self, names: &[&str]) -> Result<usize, ModelError> {
+        self.usize(names)?
+            .ok_or_else(|| self.file.error(format!("field {} is missing", names[0])))
+    }
+
+    fn f32(&self, names: &[&str]) -> Result<Option<f32>, ModelError> {
+        self.typed(names, "a number", |value| {
+            value.as_f64().map(|v| v as f32).filter(|v| v.is_finite())
+        })
+    }
+
+    fn require_f32(&self, name: &str) -> Result<f32, ModelError> {
+        self.f32(&[name])?
+            .ok_or_else(|| self.file.error(format!("field {name} is missing")))
+    }
+
+    fn bool(&self, names: &[&str]) -> Result<Option<bool>, ModelError> {
+        self.typed(names, "true or false", Value::as_bool)
+    }
+
+    fn str(&self, names: &[&str]) -> Result<Option<&'a str>, ModelError> {
+        self.typed(names, "a string", Value::as_str)
+    }
+
+    fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        self.typed(&[name], "a list of numbers", |value| {
+            value
+                .as_array()?
+                .iter()
+                .map(|v| v.as_f64().map(|v| v as f32))
+                .collect()
+        })?
+        .ok_or_else(|| self.file.error(format!("field {name} is missing")))
+    }
+
+    /// A token id or a list of them. Some files say -1 for none.
+    fn ids(&self, name: &str) -> Result<Vec<u32>, ModelError> {
+        let id = |value: &Value| -> Option<Option<u32>> {
+            match value.as_i64()? {
+                -1 => Some(None),
+                id => Some(Some(u32::try_from(id).ok()?)),
+            }
+        };
+        let ids = self.typed(
+            &[name],
+            "a token id or a list of them",
+            |value| match value {
+                Value::Array(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
+                single => Some(vec![id(single)?]),
+            },
+        )?;
+        Ok(ids.unwrap_or_default().into_iter().flatten().collect())
+    }
+
+    fn object(&self, name: &str) -> Option<Fields<'a>> {
+        let object = self.object.get(name).filter(|value| value.is_object())?;
+        Some(Fields {
+            file: self.file,
+            object,
+        })
+    }
+}
+
+fn rope(
+    fields: &Fields<'_>,
+    architecture: &str,
+    head_dim: usize,
+    context_len: usize,
+) -> Result<RopeConfig, ModelError> {
+    // Newer files keep everything in rope_parameters, older ones the base beside and the rest in rope_scaling.
+    let nested = match fields.object("rope_parameters") {
+        Some(parameters) => Some(parameters),
+        None => fields.object("rope_scaling"),
+    };
+    let base = match &nested {
+        Some(parameters) => parameters.f32(&["rope_theta"])?,
+        None => None,
+    };
+    let base = match base {
+        None => fields
+            .f32(&["rope_theta", "rotary_emb_base"])?
+            .unwrap_or(10_000.0),
+        Some(base) => base,
+    };
+    let partial = match &nested {
+        Some(parameters) => parameters.f32(&["partial_rotary_factor"])?,
+        None => None,
+    };
+    let partial = match partial {
+        None => fields
+            .f32(&["partial_rotary_factor", "rotary_pct"])?
+            .unwrap_or(1.0),
+        Some(partial) => partial,
+    };
+    let scaling = match &nested {
+        Some(parameters) => rope_scaling(fields, parameters, context_len)?,
+        None => RopeScaling::None,
+    };
+    Ok(RopeConfig {
+        base,
+        dimension_count: (head_dim as f32 * partial) as usize,
+        style: if INTERLEAVED.contains(&architecture) {
+            RopeStyle::Interleaved
+        } else {
+            RopeStyle::Half
+        },
+        scaling,
+    })
+}
+
+fn rope_scaling(
+    fields: &Fields<'_>,
+    scaling: &Fields<'_>,
+    context_len: usize,
+) -> Result<RopeScaling, ModelError> {
+    let original_context = match scaling.usize(&["original_max_position_embeddings"])? {
+        None => fields
+            .usize(&["original_max_position_embeddings"])?
+            .unwrap_or(context_len),
+        Some(context) => context,
+    };
+    let attention_factor = scaling.f32(&["attention_factor"])?;
+    Ok(
+        match scaling.str(&["rope_type", "type"])?.unwrap_or("default") {
+            "default" | "mrope" => RopeScaling::None,
+            "linear" => RopeScaling::Linear {
+                factor: scaling.require_f32("factor")?,
+            },
+            "dynamic" => RopeScaling::Dynamic {
+                factor: scaling.require_f32("factor")?,
+                original_context,
+            },
+            "llama3" => RopeScaling::Llama3 {
+                factor: scaling.require_f32("factor")?,
+                low_freq_factor: scaling.require_f32("low_freq_factor")?,
+                high_freq_factor: scaling.require_f32("high_freq_factor")?,
+                original_context,
+            },
+            "yarn" => RopeScaling::Yarn {
+                factor: scaling.require_f32("factor")?,
+                original_context,
+                attention_factor,
+                beta_fast: scaling.f32(&["beta_fast"])?.unwrap_or(32.0),
+                beta_slow: scaling.f32(&["beta_slow"])?.unwrap_or(1.0),
+            },
+            "longrope" | "su" => RopeScaling::LongRope {
+                short_factors: scaling.floats("short_factor")?,
+                long_factors: scaling.floats("long_factor")?,
+                original_context,
+                attention_factor,
+            },
+            other => {
+                return Err(ModelError::Unsupported(format!(
+                    "{}: rope type {other:?} is not supported (default, linear, dynamic, llama3, yarn, longrope are)",
+                    fields.file.path
+                )));
+            }
+        },
+    )
+}
+
+fn activation(fields: &Fields<'_>) -> Result<Activation, ModelError> {
+    let name = fields
+        .str(&["hidden_activation", "hidden_act", "activation_function"])?
+        .unwrap_or("silu");
+    Ok(match name {
+        "silu" | "swish" | "swiglu" => Activation::Silu,
+        "gelu" => Activation::Gelu,
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+        "relu" => Activation::Relu,
+        "relu2" => Activation::ReluSquared,
+        other => {
+            return Err(ModelError::Unsupported(format!(
+                "{}: activation {other:?} is not supported",
+                fields.file.path
+            )));
+        }
+    })
+}
+
+/// The window, and which layers it holds for.
+fn sliding_window(
+    fields: &Fields<'_>,
+    family: &str,
+) -> Result<(Option<usize>, Option<Vec<bool>>), ModelError> {
+    let window = fields
+        .usize(&["sliding_window"])?
+        .filter(|&window| window > 0);
+    // Qwen's files carry a window that is switched off.
+    if window.is_none() || fields.bool(&["use_sliding_window"])? == Some(false) {
+        return Ok((None, None));
+    }
+    let layers = fields.require_usize(&["num_hidden_layers"])?;
+    if let Some(kinds) = fields.typed(&["layer_types"], "a list of names", |value| {
+        value
+            .as_array()?
+            .iter()
+            .map(Value::as_str)
+            .collect::<Option<Vec<_>>>()
+    })? {
+        let slides = kinds.iter().map(|&kind| kind == "sliding_attention");
+        return Ok((window, Some(slides.collect())));
+    }
+    let period = match fields.usize(&["sliding_window_pattern", "_sliding_window_pattern"])? {
+        None if family.starts_with("gemma2") => Some(2),
+        None if family.starts_with("gemma3") => Some(6),
+        period => period.filter(|&period| period > 0),
+    };
+    if let Some(period) = period {
+        let slides = (1..=layers).map(|n| !n.is_multiple_of(period));
+        return Ok((window, Some(slides.collect())));
+    }
+    if let Some(first) = fields.usize(&["max_window_layers"])? {
+        return Ok((window, Some((0..layers).map(|n| n >= first).collect())));
+    }
+    Ok((window, None))
+}
+
+fn defaults(file: &JsonFile) -> Result<GenerationDefaults, ModelError> {
+    let fields = Fields {
+        file,
+        object: &file.root,
+    };
+    Ok(GenerationDefaults {
+        do_sample: fields.bool(&["do_sample"])?,
+        temperature: fields.f32(&["temperature"])?,
+        top_p: fields.f32(&["top_p"])?,
+        top_k: fields
+            .usize(&["top_k"])?
+            .map(|k| k.try_into().unwrap_or(u32::MAX)),
+        min_p: fields.f32(&["min_p"])?,
+        repetition_penalty: fields.f32(&["repetition_penalty"])?,
+        max_new_tokens: fields.usize(&["max_new_tokens"])?,
+        suppress_tokens: fields.ids("suppress_tokens")?,
+    })
+}
