@@ -1,1 +1,10 @@
-//! Helpers shared by the cross-crate tests.
+//! What the cross-crate tests share: the default model's files, what an independent engine says of them, a real
+//! server process, and a small HTTP client that can also misbehave.
+
+pub mod default_model;
+pub mod environment;
+pub mod http;
+pub mod python;
+pub mod reference;
+pub mod server_process;
+pub mod single_sequence;
