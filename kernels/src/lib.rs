@@ -1,1 +1,14 @@
-//! rill-kernels
+//! rill's kernels: packed linear layers, paged attention and fused row operations behind one [`Backend`] trait.
+
+mod backend;
+mod cpu;
+mod memory;
+mod packed;
+mod pool;
+mod quants;
+
+pub use backend::{AttentionShape, Backend, CacheShape, Rope, StepInput};
+pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
+pub use packed::{PackError, Stored};
+pub use pool::Pool;
+pub use quants::{DTYPES, Dtype, dequantize};

@@ -200,7 +200,7 @@ impl Shard {
 /// Maps a whole file for reading.
 // The one unsafe block of this crate: weights are read in place instead of being copied through the heap.
 #[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<Mmap, ModelError> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, ModelError> {
     let source = |e: std::io::Error| ModelError::Source(format!("{}: {e}", path.display()));
     let file = File::open(path).map_err(source)?;
     let kind = file.metadata().map_err(source)?;

@@ -4,7 +4,11 @@ mod config;
 mod error;
 mod forward;
 mod gguf;
+mod layers;
+mod llama;
+mod registry;
 mod tokenizer;
+mod weights;
 
 pub use config::{
     Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,

@@ -1,0 +1,64 @@
+//! Linear layers of the default model, one row to a prefill chunk: GMAC/s, against what the machine can do.
+//!
+//! `cargo bench -p rill-kernels --bench linear`. For one row the limit is memory: bytes = 5/8 (4-bit) or 17/16 (8-bit)
+//! a weight. From 16 rows on it is `vpdpbusd`: 64 MAC a cycle and core on Zen 4.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rill_kernels::{Backend, CpuBackend, Dtype, Isa, Matrix, Rows, Stored};
+
+/// Bytes that are sound blocks: small scales, any codes.
+fn weights(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut block = vec![0_u8; dtype.block_bytes()];
+    let mut data = Vec::with_capacity(rows * dtype.row_bytes(cols).expect("whole blocks"));
+    for _ in 0..rows * cols / dtype.block_len() {
+        for b in &mut block {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            *b = (state >> 56) as u8;
+        }
+        // The scale and, in Q4_1, the minimum: half-precision 2^-10.
+        block[..2].copy_from_slice(&0x1400_u16.to_le_bytes());
+        if dtype == Dtype::Q4_1 {
+            block[2..4].copy_from_slice(&0x9400_u16.to_le_bytes());
+        }
+        data.extend_from_slice(&block);
+    }
+    data
+}
+
+fn linear(c: &mut Criterion) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut backend = CpuBackend::new(threads, Isa::detect());
+    for (name, dtype, rows, cols) in [
+        ("gate_up", Dtype::Q4_1, 3072, 576),
+        ("down", Dtype::Q4_1, 576, 1536),
+        ("qkv", Dtype::Q4_1, 960, 576),
+        ("head", Dtype::Q8_0, 49152, 576),
+    ] {
+        let data = weights(dtype, rows, cols);
+        let layer = backend.load_linear(&[Stored { dtype, rows, cols, data: &data }]).expect("packs");
+        let table: Vec<u8> = (0..600 * cols).flat_map(|i| ((i % 97) as f32 - 48.0).to_le_bytes()).collect();
+        let table = Stored { dtype: Dtype::F32, rows: 600, cols, data: &table };
+        let table = backend.load_linear(&[table]).expect("packs");
+        let norm = backend.load_vector(&vec![1.0; cols]);
+        let mut group = c.benchmark_group(format!("linear/{name}"));
+        for tokens in [1, 4, 16, 32, 256] {
+            let (mut x, mut input, mut out) = (Matrix::default(), Rows::default(), Matrix::default());
+            backend.embed(&table, &(0..tokens as u32).collect::<Vec<_>>(), 1.0, &mut x);
+            let form = backend.form(&layer);
+            backend.rms_norm(&x, None, &norm, 1e-5, (&mut input, form));
+            group.throughput(Throughput::Elements((tokens * rows * cols) as u64));
+            group.bench_function(BenchmarkId::from_parameter(tokens), |b| {
+                b.iter(|| backend.linear(&layer, &input, &mut out));
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(20).measurement_time(std::time::Duration::from_secs(1)).warm_up_time(std::time::Duration::from_millis(300));
+    targets = linear
+}
+criterion_main!(benches);

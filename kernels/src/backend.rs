@@ -1,0 +1,125 @@
+//! The operations a decoder is made of, over a backend's own memory. A model is written once against this trait.
+
+use crate::cpu::Form;
+use crate::packed::{PackError, Stored};
+use std::ops::Range;
+
+/// One step's ragged batch, as the attention operations see it. Row `r` is one token of the batch; sequence `s` owns
+/// rows `query_starts[s]..query_starts[s + 1]`, the last of its `context_lens[s]` tokens.
+#[derive(Clone, Copy)]
+pub struct StepInput<'a> {
+    /// Position of each row in its sequence.
+    pub positions: &'a [u32],
+    /// `block * block_size + offset` each row's key and value go to.
+    pub slot_mapping: &'a [u32],
+    /// Prefix sums of rows, `sequences + 1` entries.
+    pub query_starts: &'a [u32],
+    /// Tokens attention may see, this step's included.
+    pub context_lens: &'a [u32],
+    /// All block tables, one after another.
+    pub block_tables: &'a [u32],
+    /// Prefix sums of block-table lengths, `sequences + 1` entries.
+    pub block_table_starts: &'a [u32],
+}
+
+/// Rotary position embedding: dimension pairs (i, i + n) of the first `2 n` of each head turn by
+/// `position * inverse_frequencies[i]` (Su et al. 2021, arXiv:2104.09864), `n` being the number of frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    pub inverse_frequencies: Vec<f32>,
+    /// Cosine and sine are multiplied by it (YaRN's attention factor; 1 elsewhere).
+    pub factor: f32,
+}
+
+/// Heads of an attention layer; each KV head serves `heads / kv_heads` consecutive query heads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// A multiple of 32.
+    pub head_dim: usize,
+    /// Scores are multiplied by it before the softmax; usually 1 / √head_dim.
+    pub scale: f32,
+}
+
+impl AttentionShape {
+    /// Width of a row of queries, keys and values side by side.
+    pub fn qkv_width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+/// Size of a paged KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    pub blocks: usize,
+    /// Tokens a block; a multiple of 16.
+    pub block_size: usize,
+}
+
+/// The operations of a decoder. Implementations give every row the same bits whatever else is in the batch.
+pub trait Backend: Send {
+    /// Packed weights of one linear layer, possibly several matrices side by side.
+    type Linear: Send + Sync;
+    /// A vector of f32 parameters.
+    type Vector: Send + Sync;
+    /// `rows × width` f32 activations.
+    type Matrix: Default + Send;
+    /// Activation rows in the form linear layers read.
+    type Rows: Default + Send;
+    /// Keys and values of one layer.
+    type KvCache: Send;
+    /// What a step's attention operations need, prepared once for all layers.
+    type Step: Default + Send;
+
+    /// Packs matrices with the same number of columns; their outputs lie side by side in the order given.
+    fn load_linear(&mut self, parts: &[Stored<'_>]) -> Result<Self::Linear, PackError>;
+    fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
+    fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> Self::KvCache;
+    /// The form of rows `layer` reads.
+    fn form(&self, layer: &Self::Linear) -> Form;
+
+    /// Prepares a step: rotations of every row, attention's work list.
+    fn prepare(&mut self, input: StepInput<'_>, rope: &Rope, heads: AttentionShape, step: &mut Self::Step);
+
+    /// `out[r]` = row `ids[r]` of `table`, times `scale`.
+    ///
+    /// # Panics
+    /// If an id is beyond the table.
+    fn embed(&mut self, table: &Self::Linear, ids: &[u32], scale: f32, out: &mut Self::Matrix);
+
+    /// Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467) of all rows, or of those `select` names.
+    fn rms_norm(
+        &mut self,
+        x: &Self::Matrix,
+        select: Option<&[u32]>,
+        weight: &Self::Vector,
+        eps: f32,
+        out: (&mut Self::Rows, Form),
+    );
+
+    /// `out` = x · layerᵀ.
+    fn linear(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
+    /// `out` += x · layerᵀ: the residual stream.
+    fn linear_add(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
+    /// `out` = x · layerᵀ in host memory, rows one after another.
+    fn logits(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Vec<f32>);
+
+    /// Rotates queries and keys of `qkv`, writes keys and values to the cache's slots, and attends: every query to its
+    /// own sequence's tokens up to itself, through the block table.
+    fn attention(
+        &mut self,
+        qkv: &Self::Matrix,
+        heads: AttentionShape,
+        input: StepInput<'_>,
+        step: &mut Self::Step,
+        cache: &mut Self::KvCache,
+        out: (&mut Self::Rows, Form),
+    );
+
+    /// `out` = silu(gate) · up, where a row of `gate_up` is the gate's values followed by up's.
+    fn silu_mul(&mut self, gate_up: &Self::Matrix, out: (&mut Self::Rows, Form));
+
+    /// Copies rows `range` to host memory, for tests and embeddings.
+    fn read(&self, x: &Self::Matrix, range: Range<usize>) -> Vec<f32>;
+}

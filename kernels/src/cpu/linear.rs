@@ -1,0 +1,409 @@
+//! Linear layers: packed weights times activation rows, from one row (decode) to thousands (prefill).
+//!
+//! Every output is the sum over groups of 32 columns, ascending, of an exact integer dot product times both scales
+//! (plus the minimum's term), accumulated in f32 with fused multiply-add. The order is fixed by the output alone:
+//! tile shapes, threads, batch and ISA change nothing in the bits.
+
+use super::rows::{BLOCK_ROWS, Rows};
+use super::simd::{Isa, LANES, Simd, dispatch};
+use crate::memory::Shared;
+use crate::packed::{GROUP, Layout, Packed, TILE_ROWS};
+use crate::pool::Pool;
+
+/// What happens to a result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    Set,
+    /// Added to what is there (the residual stream).
+    Add,
+}
+
+/// Where results go: `rows` rows, `stride` apart, this matrix's outputs starting at `first`.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    pub data: Shared<f32>,
+    pub stride: usize,
+    pub first: usize,
+    pub store: Store,
+}
+
+/// A weight group in registers: eight vectors of four columns each, scale and minimum.
+struct Unpacked<S: Simd> {
+    quads: [S::B; 8],
+    d: S::F,
+    m: S::F,
+}
+
+/// How groups of a layout are read.
+trait Groups {
+    const CODE_BYTES: usize;
+    const SCALES: usize;
+    /// Has a minimum term.
+    const MIN: bool;
+    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Unpacked<S>;
+    unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I;
+}
+
+struct Four;
+struct Eight;
+
+impl Groups for Four {
+    const CODE_BYTES: usize = 256;
+    const SCALES: usize = 32;
+    const MIN: bool = true;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Unpacked<S> {
+        // SAFETY: the caller points at a whole group.
+        unsafe {
+            let v0 = S::load_b(codes);
+            let v1 = S::load_b(codes.add(64));
+            let v2 = S::load_b(codes.add(128));
+            let v3 = S::load_b(codes.add(192));
+            Unpacked {
+                quads: [
+                    S::low_nibbles(v0),
+                    S::low_nibbles(v1),
+                    S::low_nibbles(v2),
+                    S::low_nibbles(v3),
+                    S::high_nibbles(v0),
+                    S::high_nibbles(v1),
+                    S::high_nibbles(v2),
+                    S::high_nibbles(v3),
+                ],
+                d: S::load_f16(scales),
+                m: S::load_f16(scales.add(LANES)),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I {
+        // SAFETY: codes are below 16.
+        unsafe { S::dot_low(acc, u, s) }
+    }
+}
+
+impl Groups for Eight {
+    const CODE_BYTES: usize = 512;
+    const SCALES: usize = 16;
+    const MIN: bool = false;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Unpacked<S> {
+        // SAFETY: the caller points at a whole group.
+        unsafe {
+            Unpacked {
+                quads: [
+                    S::load_b(codes),
+                    S::load_b(codes.add(64)),
+                    S::load_b(codes.add(128)),
+                    S::load_b(codes.add(192)),
+                    S::load_b(codes.add(256)),
+                    S::load_b(codes.add(320)),
+                    S::load_b(codes.add(384)),
+                    S::load_b(codes.add(448)),
+                ],
+                d: S::load_f16(scales),
+                m: S::zero(),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I {
+        // SAFETY: no further requirement.
+        unsafe { S::dot(acc, u, s) }
+    }
+}
+
+/// One call's operands: tiles `first_tile..last_tile` of a matrix against all rows.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    weights: &'a Packed,
+    x: &'a Rows,
+    out: Output,
+    first_tile: usize,
+    last_tile: usize,
+}
+
+/// Writes the results of one tile for one row, leaving out rows that only pad the tile.
+#[inline(always)]
+unsafe fn put<S: Simd>(job: &Job<'_>, tile: usize, row: usize, acc: S::F) {
+    let first = tile * TILE_ROWS;
+    // SAFETY: rows and outputs are inside the matrix `linear` was given, and tiles belong to one chunk each.
+    unsafe {
+        let out = job.out.data.at(row * job.out.stride + job.out.first + first);
+        let len = job.weights.rows - first;
+        if len >= LANES {
+            let value = if job.out.store == Store::Add { S::add(S::load(out), acc) } else { acc };
+            S::store(out, value);
+        } else {
+            let mut values = [0.0; LANES];
+            S::store(values.as_mut_ptr(), acc);
+            for (i, value) in values[..len].iter().enumerate() {
+                let at = out.add(i);
+                *at = if job.out.store == Store::Add { *at + value } else { *value };
+            }
+        }
+    }
+}
+
+/// A tile of 16 outputs times `T` rows of one block, from `lane` on.
+#[inline(always)]
+unsafe fn tile<S: Simd, G: Groups, const T: usize>(
+    job: &Job<'_>,
+    (codes, scales): (*const u8, *const u16),
+    tile: usize,
+    row: usize,
+) {
+    let groups = job.weights.cols / GROUP;
+    let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
+    // SAFETY: weights hold `groups` groups a tile, rows hold `groups` groups a block; offsets stay inside both.
+    unsafe {
+        let place = block * groups * BLOCK_ROWS + lane;
+        let mut q = job.x.q.as_ptr().add(place * GROUP).cast::<u8>();
+        let mut scale = job.x.scale.as_ptr().add(place);
+        let mut sum = job.x.sum.as_ptr().add(place);
+        let mut bias = job.x.bias.as_ptr().add(place);
+        let mut codes = codes.add(tile * groups * G::CODE_BYTES);
+        let mut scales = scales.add(tile * groups * G::SCALES);
+        let mut acc = [S::zero(); T];
+        for _ in 0..groups {
+            let w = G::unpack::<S>(codes, scales);
+            for t in 0..T {
+                let mut dot = if G::MIN { S::isplat(0) } else { S::isplat(*bias.add(t)) };
+                for j in 0..8 {
+                    dot = G::dot::<S>(dot, w.quads[j], S::splat_b(q.add(t * GROUP + 4 * j)));
+                }
+                acc[t] = S::fma(S::to_f(dot), S::mul(w.d, S::splat(*scale.add(t))), acc[t]);
+                if G::MIN {
+                    acc[t] = S::fma(w.m, S::splat(*sum.add(t)), acc[t]);
+                }
+            }
+            q = q.add(BLOCK_ROWS * GROUP);
+            scale = scale.add(BLOCK_ROWS);
+            sum = sum.add(BLOCK_ROWS);
+            bias = bias.add(BLOCK_ROWS);
+            codes = codes.add(G::CODE_BYTES);
+            scales = scales.add(G::SCALES);
+        }
+        for (t, acc) in acc.into_iter().enumerate() {
+            put::<S>(job, tile, row + t, acc);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *const u16)) {
+    for block in (0..job.x.rows).step_by(BLOCK_ROWS) {
+        let end = (block + BLOCK_ROWS).min(job.x.rows);
+        for t in job.first_tile..job.last_tile {
+            let mut row = block;
+            while row < end {
+                let left = end - row;
+                // SAFETY: rows `row..row + T` are inside the block and the batch.
+                unsafe {
+                    row += if S::TILE_TOKENS >= 16 && left >= 16 {
+                        tile::<S, G, 16>(job, weights, t, row);
+                        16
+                    } else if S::TILE_TOKENS >= 8 && left >= 8 {
+                        tile::<S, G, 8>(job, weights, t, row);
+                        8
+                    } else if left >= 4 {
+                        tile::<S, G, 4>(job, weights, t, row);
+                        4
+                    } else if left >= 2 {
+                        tile::<S, G, 2>(job, weights, t, row);
+                        2
+                    } else {
+                        tile::<S, G, 1>(job, weights, t, row);
+                        1
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn four<S: Simd>(job: &Job<'_>, codes: *const u8, scales: *const u16) {
+    // SAFETY: forwarded.
+    unsafe { quantised::<S, Four>(job, (codes, scales)) }
+}
+
+#[inline(always)]
+unsafe fn eight<S: Simd>(job: &Job<'_>, codes: *const u8, scales: *const u16) {
+    // SAFETY: forwarded.
+    unsafe { quantised::<S, Eight>(job, (codes, scales)) }
+}
+
+/// How sixteen stored floats are read.
+trait Floats {
+    type Stored;
+    unsafe fn load<S: Simd>(p: *const Self::Stored) -> S::F;
+}
+
+impl Floats for f32 {
+    type Stored = f32;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+        // SAFETY: forwarded.
+        unsafe { S::load(p) }
+    }
+}
+
+struct HalfBits;
+impl Floats for HalfBits {
+    type Stored = u16;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
+        // SAFETY: forwarded.
+        unsafe { S::load_f16(p) }
+    }
+}
+
+struct BrainBits;
+impl Floats for BrainBits {
+    type Stored = u16;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
+        // SAFETY: forwarded.
+        unsafe { S::load_bf16(p) }
+    }
+}
+
+#[inline(always)]
+unsafe fn float_tile<S: Simd, W: Floats, const T: usize>(
+    job: &Job<'_>,
+    values: *const W::Stored,
+    tile: usize,
+    row: usize,
+) {
+    let cols = job.weights.cols;
+    // SAFETY: weights hold `cols` vectors a tile, rows `cols` values each.
+    unsafe {
+        let x = job.x.values.as_ptr().add(row * cols);
+        let w = values.add(tile * cols * TILE_ROWS);
+        let mut acc = [S::zero(); T];
+        for k in 0..cols {
+            let w = W::load::<S>(w.add(k * TILE_ROWS));
+            for (t, acc) in acc.iter_mut().enumerate() {
+                *acc = S::fma(w, S::splat(*x.add(t * cols + k)), *acc);
+            }
+        }
+        for (t, acc) in acc.into_iter().enumerate() {
+            put::<S>(job, tile, row + t, acc);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn floats<S: Simd, W: Floats>(job: &Job<'_>, values: *const W::Stored) {
+    for t in job.first_tile..job.last_tile {
+        let mut row = 0;
+        while row < job.x.rows {
+            let left = job.x.rows - row;
+            // SAFETY: rows `row..row + T` are inside the batch.
+            unsafe {
+                row += if S::TILE_TOKENS >= 16 && left >= 16 {
+                    float_tile::<S, W, 16>(job, values, t, row);
+                    16
+                } else if left >= 4 {
+                    float_tile::<S, W, 4>(job, values, t, row);
+                    4
+                } else {
+                    float_tile::<S, W, 1>(job, values, t, row);
+                    1
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn half<S: Simd>(job: &Job<'_>, values: *const u16) {
+    // SAFETY: forwarded.
+    unsafe { floats::<S, HalfBits>(job, values) }
+}
+
+#[inline(always)]
+unsafe fn brain<S: Simd>(job: &Job<'_>, values: *const u16) {
+    // SAFETY: forwarded.
+    unsafe { floats::<S, BrainBits>(job, values) }
+}
+
+#[inline(always)]
+unsafe fn single<S: Simd>(job: &Job<'_>, values: *const f32) {
+    // SAFETY: forwarded.
+    unsafe { floats::<S, f32>(job, values) }
+}
+
+/// # Safety
+/// `isa` is available, `x` is in the form the layout reads, and the output has room for all rows.
+unsafe fn run(isa: Isa, job: &Job<'_>) {
+    // SAFETY: forwarded.
+    unsafe {
+        match &job.weights.layout {
+            Layout::Four { codes, scales } => {
+                let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
+                dispatch!(isa, fn four(job: &Job<'_>, codes: *const u8, scales: *const u16))
+            }
+            Layout::Eight { codes, scales } => {
+                let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
+                dispatch!(isa, fn eight(job: &Job<'_>, codes: *const u8, scales: *const u16))
+            }
+            Layout::Half(values) => {
+                let values = values.as_ptr();
+                dispatch!(isa, fn half(job: &Job<'_>, values: *const u16))
+            }
+            Layout::Brain(values) => {
+                let values = values.as_ptr();
+                dispatch!(isa, fn brain(job: &Job<'_>, values: *const u16))
+            }
+            Layout::Single(values) => {
+                let values = values.as_ptr();
+                dispatch!(isa, fn single(job: &Job<'_>, values: *const f32))
+            }
+        }
+    }
+}
+
+/// Multiplies `x` with the matrices of one layer, whose outputs lie side by side in `out` in order.
+///
+/// # Panics
+/// If `out` is smaller than `x.rows` rows of `stride`, `stride` smaller than all outputs, or a form is missing.
+pub(crate) fn linear(
+    isa: Isa,
+    pool: &mut Pool,
+    matrices: &[Packed],
+    x: &Rows,
+    (out, stride, store): (&mut [f32], usize, Store),
+) {
+    let width: usize = matrices.iter().map(|m| m.rows).sum();
+    assert!(width <= stride && x.rows * stride <= out.len(), "a linear layer's output does not fit");
+    for m in matrices {
+        let float = matches!(m.layout, Layout::Half(_) | Layout::Brain(_) | Layout::Single(_));
+        assert!(m.cols == x.cols && if float { x.form.f32 } else { x.form.q8 }, "rows in the wrong form");
+    }
+    let tiles: usize = matrices.iter().map(Packed::tiles).sum();
+    // A dozen chunks a thread evens out neighbours without paying for claims.
+    let chunk_tiles = tiles.div_ceil(pool.threads() * 12).max(1);
+    let data = Shared::new(out);
+    pool.run(tiles.div_ceil(chunk_tiles), &|chunk| {
+        let (mut tile, end) = (chunk * chunk_tiles, ((chunk + 1) * chunk_tiles).min(tiles));
+        let (mut first_tile, mut first) = (0, 0);
+        for weights in matrices {
+            let last = first_tile + weights.tiles();
+            if tile < end && tile < last {
+                let until = end.min(last);
+                let out = Output { data, stride, first, store };
+                let job = Job { weights, x, out, first_tile: tile - first_tile, last_tile: until - first_tile };
+                // SAFETY: the ISA was detected, forms and sizes are asserted above, and chunks are disjoint tiles.
+                unsafe { run(isa, &job) }
+                tile = until;
+            }
+            (first_tile, first) = (last, first + weights.rows);
+        }
+    });
+}

@@ -1,0 +1,125 @@
+//! Activation rows in the form a linear layer reads them.
+//!
+//! The 8-bit form quantises each row in groups of 32 with its own scale (amax / 127) and lies in blocks of 16 rows,
+//! so that a kernel's tile of rows is a run of constant offsets:
+//!
+//! ```text
+//! q      [block][group][16 rows][32]   i8
+//! scale  [block][group][16 rows]       f32   x ≈ scale · q
+//! sum    [block][group][16 rows]       f32   scale · Σ q, for weights with a minimum
+//! bias   [block][group][16 rows]       i32   −128 · Σ q, for weight codes stored plus 128
+//! ```
+
+use super::simd::{LANES, Simd};
+use crate::memory::{Buffer, Shared};
+use crate::packed::GROUP;
+
+/// Rows a block.
+pub(crate) const BLOCK_ROWS: usize = 16;
+
+/// What a linear layer multiplies with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Form {
+    /// 8-bit groups, for quantised weights.
+    pub q8: bool,
+    /// f32, for f16, bf16 and f32 weights.
+    pub f32: bool,
+}
+
+impl Form {
+    /// What both layers need.
+    pub fn and(self, other: Form) -> Form {
+        Form { q8: self.q8 || other.q8, f32: self.f32 || other.f32 }
+    }
+}
+
+/// Rows ready for [`linear`](super::linear); memory is kept from step to step.
+#[derive(Default)]
+pub struct Rows {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) form: Form,
+    pub(crate) q: Buffer<i8>,
+    pub(crate) scale: Buffer<f32>,
+    pub(crate) sum: Buffer<f32>,
+    pub(crate) bias: Buffer<i32>,
+    pub(crate) values: Buffer<f32>,
+}
+
+impl Rows {
+    /// Makes room for `rows` × `cols` in `form`; contents are to be written with [`RowsOut::put`].
+    pub(crate) fn reset(&mut self, rows: usize, cols: usize, form: Form) -> RowsOut {
+        (self.rows, self.cols, self.form) = (rows, cols, form);
+        if form.q8 {
+            debug_assert!(cols.is_multiple_of(GROUP));
+            let places = rows.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * (cols / GROUP);
+            self.q.reserve(places * GROUP);
+            self.scale.reserve(places);
+            self.sum.reserve(places);
+            self.bias.reserve(places);
+        }
+        if form.f32 {
+            self.values.reserve(rows * cols);
+        }
+        RowsOut {
+            cols,
+            form,
+            q: Shared::new(&mut self.q),
+            scale: Shared::new(&mut self.scale),
+            sum: Shared::new(&mut self.sum),
+            bias: Shared::new(&mut self.bias),
+            values: Shared::new(&mut self.values),
+        }
+    }
+}
+
+/// Where the chunks of one job write rows, each its own.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsOut {
+    pub cols: usize,
+    pub form: Form,
+    q: Shared<i8>,
+    scale: Shared<f32>,
+    sum: Shared<f32>,
+    bias: Shared<i32>,
+    values: Shared<f32>,
+}
+
+impl RowsOut {
+    /// Writes columns `first..first + len` of `row` from `x`; with the 8-bit form both are multiples of 32.
+    ///
+    /// # Safety
+    /// `S`'s instructions are available, `x` has `len` readable values, the place is inside what `reset` made room
+    /// for, and no other thread writes the same columns of the row.
+    #[inline(always)]
+    pub(crate) unsafe fn put<S: Simd>(&self, row: usize, first: usize, x: *const f32, len: usize) {
+        // SAFETY: by the contract above, every place written is ours and inside the buffers.
+        unsafe {
+            if self.form.f32 {
+                std::ptr::copy_nonoverlapping(x, self.values.at(row * self.cols + first), len);
+            }
+            if !self.form.q8 {
+                return;
+            }
+            let groups = self.cols / GROUP;
+            let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
+            for g in 0..len / GROUP {
+                let place = (block * groups + first / GROUP + g) * BLOCK_ROWS + lane;
+                let a = S::load(x.add(g * GROUP));
+                let b = S::load(x.add(g * GROUP + LANES));
+                let amax = S::reduce_max(S::max(S::abs(a), S::abs(b)));
+                let inverse = S::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
+                let a = S::round(S::mul(a, inverse));
+                let b = S::round(S::mul(b, inverse));
+                S::store_i8(self.q.at(place * GROUP), a);
+                S::store_i8(self.q.at(place * GROUP + LANES), b);
+                // Whole numbers below 2^12: the sum is exact in any order.
+                let sum = S::reduce_add(S::add(a, b));
+                let scale = amax / 127.0;
+                *self.scale.at(place) = scale;
+                *self.sum.at(place) = scale * sum;
+                *self.bias.at(place) = -128 * sum as i32;
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! AVX2 with FMA and F16C: two ymm registers a vector.
+
+use super::Simd;
+use super::portable::EXP2;
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// Low and high half.
+#[derive(Clone, Copy)]
+pub(crate) struct Two<T: Copy>(T, T);
+
+#[inline(always)]
+unsafe fn exp2_half(x: __m256) -> __m256 {
+    // SAFETY: AVX2 and FMA are available where `Avx2` is used.
+    unsafe {
+        let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        let r = _mm256_sub_ps(x, n);
+        let mut p = _mm256_set1_ps(EXP2[6]);
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP2[5]));
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP2[4]));
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP2[3]));
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP2[2]));
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP2[1]));
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(EXP2[0]));
+        let scale = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+        let y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), scale));
+        _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(-126.0)), y)
+    }
+}
+
+#[inline(always)]
+unsafe fn bf16_bits(v: __m256) -> __m256i {
+    // SAFETY: as above.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_wide(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
+    // 16-bit products, because VPMADDUBSW saturates: bytes are widened half by half, then the pair sums of a lane
+    // (four bytes, so two 32-bit sums) are added horizontally back into lane order.
+    // SAFETY: as above.
+    unsafe {
+        let lo = _mm256_madd_epi16(
+            _mm256_cvtepu8_epi16(_mm256_castsi256_si128(u)),
+            _mm256_cvtepi8_epi16(_mm256_castsi256_si128(s)),
+        );
+        let hi = _mm256_madd_epi16(
+            _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(u)),
+            _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(s)),
+        );
+        let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(lo, hi));
+        _mm256_add_epi32(acc, sums)
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_narrow(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
+    // SAFETY: as above. 2 * 127 * 128 fits 16 bits, so nothing saturates while every byte of `u` is below 128.
+    unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))) }
+}
+
+#[inline(always)]
+unsafe fn dot_bf16_half(acc: __m256, a: __m256i, b: __m256i) -> __m256 {
+    // SAFETY: as above.
+    unsafe {
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, high));
+        let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+        let acc = _mm256_fmadd_ps(odd(a), odd(b), acc);
+        _mm256_fmadd_ps(even(a), even(b), acc)
+    }
+}
+
+macro_rules! both {
+    ($f:ident($a:expr)) => {
+        Two($f($a.0), $f($a.1))
+    };
+    ($f:ident($a:expr, $b:expr)) => {
+        Two($f($a.0, $b.0), $f($a.1, $b.1))
+    };
+    ($f:ident($a:expr, $b:expr, $c:expr)) => {
+        Two($f($a.0, $b.0, $c.0), $f($a.1, $b.1, $c.1))
+    };
+}
+
+// SAFETY: callers run where AVX2, FMA and F16C are available (trait contract); pointers as documented.
+#[allow(unsafe_op_in_unsafe_fn)]
+impl Simd for Avx2 {
+    type F = Two<__m256>;
+    type I = Two<__m256i>;
+    type B = Two<__m256i>;
+    const TILE_TOKENS: usize = 4;
+    const TILE_QUERIES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::F {
+        Two(_mm256_setzero_ps(), _mm256_setzero_ps())
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        Two(_mm256_set1_ps(x), _mm256_set1_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        Two(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)))
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        _mm256_storeu_ps(p, v.0);
+        _mm256_storeu_ps(p.add(8), v.1);
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        Two(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        let wide = |q: *const u16| {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(q.cast()))))
+        };
+        Two(wide(p), wide(p.add(8)))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, v: Self::F) {
+        let packed = _mm256_packus_epi32(bf16_bits(v.0), bf16_bits(v.1));
+        _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        Two(_mm256_round_ps::<NEAREST>(a.0), _mm256_round_ps::<NEAREST>(a.1))
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        let sign = _mm256_set1_ps(-0.0);
+        Two(_mm256_andnot_ps(sign, a.0), _mm256_andnot_ps(sign, a.1))
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    unsafe fn exp2(x: Self::F) -> Self::F {
+        both!(exp2_half(x))
+    }
+    #[inline(always)]
+    unsafe fn mask_range(v: Self::F, lo: usize, hi: usize) -> Self::F {
+        let lo = _mm256_set1_epi32(lo as i32);
+        let hi = _mm256_set1_epi32(hi as i32);
+        let keep = |v: __m256, first: i32| {
+            let lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+            let inside = _mm256_andnot_si256(_mm256_cmpgt_epi32(lo, lane), _mm256_cmpgt_epi32(hi, lane));
+            _mm256_blendv_ps(_mm256_set1_ps(f32::NEG_INFINITY), v, _mm256_castsi256_ps(inside))
+        };
+        Two(keep(v.0, 0), keep(v.1, 8))
+    }
+    #[inline(always)]
+    unsafe fn reduce_add(v: Self::F) -> f32 {
+        let a = _mm256_add_ps(v.0, v.1);
+        let b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+        _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps::<1>(c, c)))
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(v: Self::F) -> f32 {
+        let a = _mm256_max_ps(v.0, v.1);
+        let b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+        _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps::<1>(c, c)))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Self::F) {
+        let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+        let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        _mm_storeu_si128(p.cast(), bytes);
+    }
+    #[inline(always)]
+    unsafe fn isplat(x: i32) -> Self::I {
+        Two(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
+    }
+    #[inline(always)]
+    unsafe fn to_f(v: Self::I) -> Self::F {
+        both!(_mm256_cvtepi32_ps(v))
+    }
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> Self::B {
+        Two(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()))
+    }
+    #[inline(always)]
+    unsafe fn splat_b(p: *const u8) -> Self::B {
+        let four = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
+        Two(four, four)
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(v: Self::B) -> Self::B {
+        let mask = _mm256_set1_epi8(15);
+        Two(_mm256_and_si256(v.0, mask), _mm256_and_si256(v.1, mask))
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(v: Self::B) -> Self::B {
+        let down = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15));
+        Two(down(v.0), down(v.1))
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
+        both!(dot_wide(acc, u, s))
+    }
+    #[inline(always)]
+    unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
+        both!(dot_narrow(acc, u, s))
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
+        both!(dot_bf16_half(acc, a, b))
+    }
+}

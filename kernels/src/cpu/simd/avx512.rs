@@ -1,0 +1,164 @@
+//! AVX-512 with VNNI and BF16: one zmm register a vector.
+
+use super::Simd;
+use super::portable::EXP2;
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+// SAFETY: callers run where AVX-512 F/BW/VL/DQ/VNNI/BF16 are available (trait contract); pointers as documented.
+#[allow(unsafe_op_in_unsafe_fn)]
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    const TILE_TOKENS: usize = 16;
+    const TILE_QUERIES: usize = 6;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::F {
+        _mm512_setzero_ps()
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        _mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        _mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        _mm512_storeu_ps(p, v)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, v: Self::F) {
+        // SAFETY: same size, any bit pattern is valid.
+        _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)))
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_add_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_sub_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_div_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_max_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_min_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        _mm512_abs_ps(a)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn exp2(x: Self::F) -> Self::F {
+        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        let r = _mm512_sub_ps(x, n);
+        let mut p = _mm512_set1_ps(EXP2[6]);
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[5]));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[4]));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[3]));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[2]));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[1]));
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[0]));
+        let scale = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
+        let y = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), scale));
+        let tiny = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(-126.0));
+        _mm512_mask_mov_ps(y, tiny, _mm512_setzero_ps())
+    }
+    #[inline(always)]
+    unsafe fn mask_range(v: Self::F, lo: usize, hi: usize) -> Self::F {
+        let below = |n: usize| ((1u32 << n.min(16)) - 1) as u16;
+        _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), below(hi) & !below(lo), v)
+    }
+    #[inline(always)]
+    unsafe fn reduce_add(v: Self::F) -> f32 {
+        let a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+        _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps::<1>(c, c)))
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(v: Self::F) -> f32 {
+        let a = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        let b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+        _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps::<1>(c, c)))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Self::F) {
+        _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
+    }
+    #[inline(always)]
+    unsafe fn isplat(x: i32) -> Self::I {
+        _mm512_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn to_f(v: Self::I) -> Self::F {
+        _mm512_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn load_b(p: *const u8) -> Self::B {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn splat_b(p: *const u8) -> Self::B {
+        _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(v: Self::B) -> Self::B {
+        _mm512_and_si512(v, _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(v: Self::B) -> Self::B {
+        _mm512_and_si512(_mm512_srli_epi16::<4>(v), _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
+        _mm512_dpbusd_epi32(acc, u, s)
+    }
+    #[inline(always)]
+    unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
+        _mm512_dpbusd_epi32(acc, u, s)
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
+        // SAFETY: same size, any bit pattern is valid.
+        _mm512_dpbf16_ps(
+            acc,
+            std::mem::transmute::<__m512i, __m512bh>(a),
+            std::mem::transmute::<__m512i, __m512bh>(b),
+        )
+    }
+}

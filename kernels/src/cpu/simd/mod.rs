@@ -1,0 +1,173 @@
+//! Sixteen-lane vectors: the one vocabulary every CPU kernel is written in, and one implementation an ISA.
+//!
+//! A kernel is a generic function over [`Simd`], inlined into one entry point an ISA (see `dispatch!`). Every
+//! method is defined lane by lane, down to rounding and reduction order, so that all ISAs give the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// Lanes of every vector type here.
+pub(crate) const LANES: usize = 16;
+
+/// Which instructions the kernels use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 F/BW/VL/DQ with VNNI and BF16 (Zen 4, Sapphire Rapids, Cooper Lake and later).
+    Avx512,
+    /// AVX2 with FMA and F16C (Haswell, Zen 1 and later).
+    Avx2,
+    /// Plain Rust, any architecture.
+    Portable,
+}
+
+impl Isa {
+    /// The fastest one this processor runs.
+    pub fn detect() -> Isa {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vnni")
+                && is_x86_feature_detected!("avx512bf16")
+                && Isa::avx2_detected()
+            {
+                return Isa::Avx512;
+            }
+            if Isa::avx2_detected() {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn avx2_detected() -> bool {
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+    }
+
+    /// Whether this processor can run it.
+    pub fn available(self) -> bool {
+        let order = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+        let rank = |isa| order.iter().position(|&x| x == isa);
+        rank(self) <= rank(Isa::detect())
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512 => "AVX-512 VNNI/BF16",
+            Isa::Avx2 => "AVX2/FMA",
+            Isa::Portable => "portable",
+        }
+    }
+}
+
+/// Sixteen f32 (`F`), sixteen i32 (`I`), or sixty-four bytes as sixteen lanes of four (`B`).
+///
+/// # Safety
+/// Every method may only be called where the ISA's instructions are available; pointer methods also require the
+/// stated number of readable (writable) bytes, with no alignment.
+pub(crate) trait Simd: Copy + 'static {
+    type F: Copy;
+    type I: Copy;
+    type B: Copy;
+    /// Tokens a linear kernel keeps in registers at once.
+    const TILE_TOKENS: usize;
+    /// Query rows an attention kernel keeps in registers at once.
+    const TILE_QUERIES: usize;
+
+    unsafe fn zero() -> Self::F;
+    unsafe fn splat(x: f32) -> Self::F;
+    /// Reads 16 f32.
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// Writes 16 f32.
+    unsafe fn store(p: *mut f32, v: Self::F);
+    /// Reads 16 IEEE half floats.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Reads 16 bfloat16.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Writes 16 bfloat16, rounded to nearest even; denormals may become zero.
+    unsafe fn store_bf16(p: *mut u16, v: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest whole number, ties to even.
+    unsafe fn round(a: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// 2 to the power of each lane, by a degree-6 polynomial on [-0.5, 0.5]; relative error below 2e-7, and 2^0 is 1.
+    /// Below -126 the result is 0.
+    unsafe fn exp2(x: Self::F) -> Self::F;
+    /// Lanes whose index is in `lo..hi` from `v`, negative infinity elsewhere.
+    unsafe fn mask_range(v: Self::F, lo: usize, hi: usize) -> Self::F;
+    /// Sum in the fixed order ((i + i+8) + (.. +4)) + ….
+    unsafe fn reduce_add(v: Self::F) -> f32;
+    unsafe fn reduce_max(v: Self::F) -> f32;
+    /// Rounds to nearest even and writes 16 signed bytes; lanes must be within [-128, 127].
+    unsafe fn store_i8(p: *mut i8, v: Self::F);
+
+    unsafe fn isplat(x: i32) -> Self::I;
+    unsafe fn to_f(v: Self::I) -> Self::F;
+
+    /// Reads 64 bytes.
+    unsafe fn load_b(p: *const u8) -> Self::B;
+    /// Reads 4 bytes into every lane.
+    unsafe fn splat_b(p: *const u8) -> Self::B;
+    /// Low four bits of every byte.
+    unsafe fn low_nibbles(v: Self::B) -> Self::B;
+    /// High four bits of every byte, shifted down.
+    unsafe fn high_nibbles(v: Self::B) -> Self::B;
+    /// Per lane, `acc` plus the dot product of four unsigned bytes of `u` and four signed ones of `s`.
+    unsafe fn dot(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// The same where every byte of `u` is below 128.
+    unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// Per lane, `acc` plus the dot product of two bfloat16 of `a` and two of `b`, odd element first.
+    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
+}
+
+/// Runs a generic kernel in the entry point compiled for `isa`.
+///
+/// `dispatch!(isa, kernel(args…))` calls `kernel::<S>(args…)`; the kernel must be `#[inline(always)]` and unsafe.
+macro_rules! dispatch {
+    ($isa:expr, fn $name:ident $(<$(const $g:ident : $gt:ty),+>)? ($($arg:ident : $ty:ty),* $(,)?)) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn avx512($($arg: $ty),*) {
+            // SAFETY: forwarded to the caller of `dispatch!`; the ISA was checked when the `Isa` was chosen.
+            unsafe { $name::<$crate::cpu::simd::Avx512>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn avx2($($arg: $ty),*) {
+            // SAFETY: as above.
+            unsafe { $name::<$crate::cpu::simd::Avx2>($($arg),*) }
+        }
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::simd::Isa::Avx512 => avx512($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::simd::Isa::Avx2 => avx2($($arg),*),
+            _ => $name::<$crate::cpu::simd::Portable>($($arg),*),
+        }
+    }};
+}
+pub(crate) use dispatch;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Every ISA's vector operations against the portable definition, bit for bit.
+
+use super::{Isa, LANES, Portable, Simd, dispatch};
+
+fn available() -> Vec<Isa> {
+    [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()).collect()
+}
+
+/// A small generator, so that failures repeat.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() as f32 / 2e9 - 0.5) * 8.0
+    }
+}
+
+type Operands<'a> = (&'a [f32; 64], &'a [u8; 64], &'a [u8; 64], &'a mut Vec<u32>);
+
+/// Runs every operation and appends the bits of every result.
+#[inline(always)]
+unsafe fn everything<S: Simd>(operands: Operands<'_>) {
+    let (x, u, s, out) = operands;
+    // SAFETY: the arrays are large enough for every read; the ISA is available.
+    unsafe {
+        let mut bits = |v: S::F| {
+            let mut lanes = [0.0_f32; LANES];
+            S::store(lanes.as_mut_ptr(), v);
+            out.extend(lanes.map(f32::to_bits));
+        };
+        let (a, b, c) = (S::load(x.as_ptr()), S::load(x.as_ptr().add(16)), S::load(x.as_ptr().add(32)));
+        bits(S::add(a, b));
+        bits(S::sub(a, b));
+        bits(S::mul(a, b));
+        bits(S::div(a, b));
+        bits(S::max(a, b));
+        bits(S::min(a, b));
+        bits(S::abs(a));
+        bits(S::round(a));
+        bits(S::fma(a, b, c));
+        bits(S::exp2(S::mul(a, S::splat(30.0))));
+        for (lo, hi) in [(0, 16), (0, 0), (3, 11), (7, 16), (9, 9)] {
+            bits(S::mask_range(a, lo, hi));
+        }
+        bits(S::splat(S::reduce_add(a)));
+        bits(S::splat(S::reduce_max(a)));
+        let (u, w) = (S::load_b(u.as_ptr()), S::load_b(s.as_ptr()));
+        bits(S::to_f(S::dot(S::isplat(7), u, w)));
+        bits(S::to_f(S::dot(S::isplat(-9), u, S::splat_b(s.as_ptr().add(5)))));
+        bits(S::to_f(S::dot_low(S::isplat(3), S::low_nibbles(u), w)));
+        bits(S::to_f(S::dot_low(S::isplat(3), S::high_nibbles(u), w)));
+        let mut words = [0_u16; 32];
+        S::store_bf16(words.as_mut_ptr(), a);
+        S::store_bf16(words.as_mut_ptr().add(16), b);
+        bits(S::load_bf16(words.as_ptr()));
+        bits(S::load_f16(words.as_ptr()));
+        let mut bytes = [0_i8; 16];
+        S::store_i8(bytes.as_mut_ptr(), S::mul(a, S::splat(20.0)));
+        bits(S::load(bytes.map(f32::from).as_ptr()));
+    }
+}
+
+#[test]
+fn every_isa_gives_the_portable_bits() {
+    let mut numbers = Numbers(1);
+    for _ in 0..500 {
+        let x: [f32; 64] = std::array::from_fn(|_| numbers.float());
+        let u: [u8; 64] = std::array::from_fn(|_| numbers.next() as u8);
+        let s: [u8; 64] = std::array::from_fn(|_| numbers.next() as u8);
+        let mut expected = Vec::new();
+        // SAFETY: the portable operations need nothing.
+        unsafe { everything::<Portable>((&x, &u, &s, &mut expected)) };
+        for isa in available() {
+            let mut given = Vec::new();
+            let operands: Operands<'_> = (&x, &u, &s, &mut given);
+            // SAFETY: only available ISAs are tried.
+            unsafe { dispatch!(isa, fn everything(operands: Operands<'_>)) };
+            assert_eq!(given, expected, "{isa:?}");
+        }
+    }
+}
+
+/// One bfloat16 dot step.
+#[inline(always)]
+unsafe fn bf16_dot<S: Simd>(a: &[u16; 32], b: &[u16; 32], out: &mut [f32; LANES]) {
+    // SAFETY: sizes fit, the ISA is available.
+    unsafe {
+        let (a, b) = (S::load_b(a.as_ptr().cast()), S::load_b(b.as_ptr().cast()));
+        S::store(out.as_mut_ptr(), S::dot_bf16(S::load(out.as_ptr()), a, b));
+    }
+}
+
+#[test]
+fn bf16_dots_agree() {
+    let mut numbers = Numbers(2);
+    for _ in 0..2000 {
+        let brain = |x: f32| half::bf16::from_f32(x).to_bits();
+        let a: [u16; 32] = std::array::from_fn(|_| brain(numbers.float()));
+        let b: [u16; 32] = std::array::from_fn(|_| brain(numbers.float()));
+        let acc: [f32; LANES] = std::array::from_fn(|_| numbers.float());
+        let mut expected = acc;
+        // SAFETY: the portable operations need nothing.
+        unsafe { bf16_dot::<Portable>(&a, &b, &mut expected) };
+        for isa in available() {
+            let mut given = acc;
+            let (a, b, out) = (&a, &b, &mut given);
+            // SAFETY: only available ISAs are tried.
+            unsafe { dispatch!(isa, fn bf16_dot(a: &[u16; 32], b: &[u16; 32], out: &mut [f32; LANES])) };
+            assert_eq!(given.map(f32::to_bits), expected.map(f32::to_bits), "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn exp2_is_accurate() {
+    let mut worst = 0.0_f64;
+    for i in -126_000..126_000 {
+        let x = i as f32 / 1000.0;
+        // SAFETY: the portable operations need nothing.
+        let y = f64::from(unsafe { Portable::exp2(Portable::splat(x)) }[0]);
+        worst = worst.max((y / f64::from(x).exp2() - 1.0).abs());
+    }
+    assert!(worst < 2e-7, "relative error {worst}");
+    // SAFETY: as above.
+    unsafe {
+        assert_eq!(Portable::exp2(Portable::splat(0.0))[0], 1.0);
+        assert_eq!(Portable::exp2(Portable::splat(f32::NEG_INFINITY))[0], 0.0);
+    }
+}

@@ -1,0 +1,110 @@
+//! Zeroed, aligned memory for weights, caches and activations; huge pages are asked for where they pay.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+/// Buffers at least this large are aligned to it and advised to use transparent huge pages.
+const HUGE_PAGE: usize = 2 << 20;
+/// A cache line, and the widest vector.
+const LINE: usize = 64;
+
+/// Plain numbers for which all-zero bytes are a value.
+pub trait Number: Copy + Send + Sync + 'static {}
+impl Number for u8 {}
+impl Number for i8 {}
+impl Number for u16 {}
+impl Number for i32 {}
+impl Number for f32 {}
+
+/// A fixed-size, 64-byte aligned, zero-initialised slice.
+pub struct Buffer<T: Number> {
+    data: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: a `Buffer` owns its memory exclusively, like a `Vec`.
+unsafe impl<T: Number> Send for Buffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Number> Sync for Buffer<T> {}
+
+impl<T: Number> Buffer<T> {
+    /// Allocates `len` zeros.
+    pub fn zeroed(len: usize) -> Buffer<T> {
+        if len == 0 {
+            return Buffer { data: NonNull::dangling(), len };
+        }
+        let layout = Self::layout(len);
+        // SAFETY: the layout is not empty; zero bytes are valid `T` (see `Number`).
+        let data = unsafe { alloc_zeroed(layout) };
+        let Some(data) = NonNull::new(data.cast::<T>()) else { handle_alloc_error(layout) };
+        #[cfg(target_os = "linux")]
+        if layout.size() >= HUGE_PAGE {
+            // SAFETY: the range is one live allocation, page aligned; the advice changes no contents and may fail.
+            unsafe { libc::madvise(data.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
+        }
+        Buffer { data, len }
+    }
+
+    /// Grows to at least `len` elements; contents are zeroed if it does.
+    pub fn reserve(&mut self, len: usize) {
+        if self.len < len {
+            *self = Buffer::zeroed(len);
+        }
+    }
+
+    fn layout(len: usize) -> Layout {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits the address space");
+        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { LINE };
+        Layout::from_size_align(bytes, align).expect("a buffer's size fits the address space")
+    }
+}
+
+impl<T: Number> Default for Buffer<T> {
+    fn default() -> Buffer<T> {
+        Buffer::zeroed(0)
+    }
+}
+
+impl<T: Number> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated in `zeroed` with the same layout.
+            unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
+        }
+    }
+}
+
+impl<T: Number> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` initialised elements, owned by `self`.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Number> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and exclusively borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+/// A pointer that chunks of one parallel job write through, each to places no other chunk touches.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T);
+
+// SAFETY: it is only an address; every dereference states why no two threads meet there.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Shared<T> {
+        Shared(slice.as_mut_ptr())
+    }
+
+    pub(crate) fn at(self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
+    }
+}

@@ -1,0 +1,3 @@
+//! Pieces decoders share: what a configuration means for the kernels.
+
+pub(crate) mod rope;
