@@ -1,1 +1,99 @@
-//! Tests.
+//! Flags and what they mean.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    serve: ServeFlags,
+}
+
+const MACHINE: Machine = Machine { cores: 6, available_bytes: 16 << 30 };
+
+fn config(arguments: &str) -> Result<ServeConfig, ConfigError> {
+    let arguments = ["rill"].into_iter().chain(arguments.split_whitespace());
+    ServeConfig::new(Flags::try_parse_from(arguments).unwrap().serve, &MACHINE)
+}
+
+#[test]
+fn defaults() {
+    let config = config("").unwrap();
+    assert_eq!(config.address.to_string(), "127.0.0.1:8000");
+    assert_eq!(config.threads, 6);
+    assert_eq!(config.engine.kv_cache_bytes, KvCacheBytes::QuarterOf(16 << 30));
+    assert_eq!(config.app.cors, CorsPolicy::Local);
+    assert_eq!(config.app.body.bytes_max, 8 << 20);
+    assert!(config.app.keys.is_empty() && !config.app.trust_request_chat_template);
+}
+
+#[test]
+fn flags_are_checked() {
+    for (arguments, message) in [
+        ("--threads 0", "--threads: must be between 1 and 1024, not 0"),
+        ("--max-running 0", "--max-running: must be between 1 and 4096, not 0"),
+        ("--max-queue 0", "--max-queue: must be between"),
+        ("--block-size 0", "--block-size: must be between"),
+        ("--max-connections 0", "--max-connections: must be between"),
+        ("--max-running 64 --max-batch-tokens 63", "--max-batch-tokens: must be at least --max-running, 64, not 63"),
+        ("--kv-cache-memory lots", "--kv-cache-memory: must be a size such as 512MiB or 2GiB, not lots"),
+        ("--kv-cache-memory 0", "--kv-cache-memory: must be a size"),
+        ("--kv-cache-memory 2PiB", "--kv-cache-memory: must be a size"),
+        ("--max-body 10", "--max-body: must be between 1KiB and 1GiB, not 10"),
+        ("--host example", "--host: must be an IP address"),
+        ("--cors-origin example", "--cors-origin: must be `*` or an origin"),
+        ("--cors-origin http://a.example/", "--cors-origin: must be `*` or an origin"),
+        ("--api-key a,,b", "--api-key: must not be empty"),
+    ] {
+        let error = config(arguments).map(|_| arguments).unwrap_err().to_string();
+        assert!(error.contains(message), "{arguments}: {error}");
+    }
+}
+
+#[test]
+fn sizes() {
+    for (text, expected) in [
+        ("4096", 4096),
+        ("1KiB", 1024),
+        ("64k", 64 << 10),
+        ("512MiB", 512 << 20),
+        ("512 MB", 512 << 20),
+        ("1.5G", 3 << 29),
+        (" 2gib ", 2 << 30),
+    ] {
+        assert_eq!(bytes("x", text), Ok(expected), "{text}");
+    }
+    for text in ["", "GiB", "-1", "1.2.3", "1e9", "2 apples", "NaN", "99999999T"] {
+        assert!(bytes("x", text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn the_cache_is_sized_from_the_machine_and_the_model() {
+    // 16 tokens of 1 KiB a block; 64 sequences of 2,048 tokens need 8,192 blocks, 128 MiB.
+    let engine = config("").unwrap().engine;
+    assert_eq!(engine.blocks(1024, 2048), Ok(8192));
+    // A quarter of 16 GiB where the model could use more.
+    assert_eq!(engine.blocks(1 << 20, 1 << 20), Ok(256));
+    let exact = config("--kv-cache-memory 1MiB").unwrap().engine;
+    assert_eq!(exact.blocks(1024, 2048), Ok(64));
+    let error = exact.blocks(1 << 20, 2048).unwrap_err().to_string();
+    assert!(error.contains("1048576 bytes hold no block of 16 tokens, which takes 16777216 bytes"), "{error}");
+}
+
+#[test]
+fn available_memory_is_read() {
+    let meminfo = "MemTotal:       24576 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
+    assert_eq!(available_in(meminfo), Some(2 << 20));
+    assert_eq!(available_in("nonsense"), None);
+}
+
+#[test]
+fn origins_and_keys() {
+    assert_eq!(config("--cors-origin *").unwrap().app.cors, CorsPolicy::Any);
+    let two = config("--cors-origin http://a.example,http://b.example").unwrap().app.cors;
+    assert!(matches!(two, CorsPolicy::Only(origins) if origins.len() == 2));
+    let keys = config("--api-key one --api-key two").unwrap().app.keys;
+    assert_eq!(keys, ApiKeys::new(vec!["one".to_owned(), "two".to_owned()]));
+}

@@ -1,1 +1,1 @@
-//! Tests.
+//! Control tokens in chats.
