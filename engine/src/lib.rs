@@ -1,9 +1,34 @@
 //! The engine: requests in, token events out. Continuous batching over a paged KV cache on a thread of its own.
+//!
+//! [`Engine::start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] takes a [`GenerateRequest`] and gives an
+//! [`EventStream`]. The modules are public for those who test or drive the parts: [`step_loop`] shows how they meet.
 
+mod batch;
+mod config;
+mod detokenizer;
+mod generation;
 mod handle;
+pub mod kv;
+mod philox;
 mod request;
+mod runner;
+pub mod sampler;
+pub mod scheduler;
+mod sequence;
+mod softmax;
+mod stats;
+pub mod step_loop;
+mod stop;
 
-pub use handle::{EngineHandle, EventStream, SubmitError};
+pub use config::{ConfigError, EngineConfig};
+pub use detokenizer::{Detokenizer, TokenText};
+pub use handle::{EngineHandle, EventStream, Health, SubmitError};
 pub use request::{
     Event, FailureKind, FinishReason, GenerateRequest, SamplingParams, StopParams, TokenLogprobs, Usage,
 };
+pub use runner::{ModelRunner, Runner, RunnerError};
+pub use sequence::{Sequence, SequenceKey};
+pub use softmax::RowError;
+pub use stats::{Counter, Histogram, HistogramSnapshot, Outcome, Stats};
+pub use step_loop::{Clock, Engine, EngineCore, StartError, Step};
+pub use stop::{StopMatch, StopMatcher};

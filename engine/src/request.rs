@@ -17,10 +17,71 @@ pub struct GenerateRequest {
     pub cache_salt: Option<String>,
 }
 
+impl GenerateRequest {
+    /// Tokens that may be generated: `max_tokens`, or less where the context ends before.
+    pub(crate) fn max_new_tokens(&self, prompt_len: usize, context_len: usize) -> usize {
+        (self.stop.max_tokens as usize).min(context_len.saturating_sub(prompt_len))
+    }
+
+    /// Events the request can cause at most: the prompt's, one for each generated token, and the terminal one. A
+    /// channel this large never fills up, so the engine never waits for a slow reader.
+    pub(crate) fn events_max(&self, context_len: usize) -> usize {
+        self.max_new_tokens(self.prompt.len(), context_len) + 2
+    }
+
+    /// What the engine could not work with; says which field, its limit and its value.
+    pub(crate) fn check(&self, vocab_size: usize, context_len: usize) -> Result<(), String> {
+        let SamplingParams { temperature, top_p, min_p, repetition_penalty, .. } = self.sampling;
+        let prompt_len = self.prompt.len();
+        if prompt_len == 0 {
+            return Err("prompt is empty; it must have at least 1 token".into());
+        }
+        let prompt_max = if self.stop.max_tokens == 0 { context_len } else { context_len - 1 };
+        if prompt_len > prompt_max {
+            return Err(format!(
+                "prompt has {prompt_len} tokens; the context of {context_len} leaves room for {prompt_max}"
+            ));
+        }
+        let prompt = self.prompt.iter().map(|&token| ("prompt", token));
+        let biased = self.sampling.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
+        if let Some((field, token)) = prompt.chain(biased).find(|&(_, token)| token as usize >= vocab_size) {
+            return Err(format!("{field} has token id {token}; the vocabulary has {vocab_size} ids"));
+        }
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return Err(format!("temperature is {temperature}; it must be a number, at least 0"));
+        }
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(format!("top_p is {top_p}; it must be above 0 and at most 1"));
+        }
+        if !(0.0..=1.0).contains(&min_p) {
+            return Err(format!("min_p is {min_p}; it must be between 0 and 1"));
+        }
+        if !(repetition_penalty > 0.0 && repetition_penalty.is_finite()) {
+            return Err(format!("repetition_penalty is {repetition_penalty}; it must be a number above 0"));
+        }
+        let finite = [
+            ("presence_penalty", self.sampling.presence_penalty),
+            ("frequency_penalty", self.sampling.frequency_penalty),
+        ];
+        let biases = self.sampling.logit_bias.iter().map(|&(_, bias)| ("logit_bias", bias));
+        for (field, value) in finite.into_iter().chain(biases) {
+            if !value.is_finite() {
+                return Err(format!("{field} is {value}; it must be a finite number"));
+            }
+        }
+        for (field, top) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
+            if let Some(top) = top.filter(|&top| top as usize > vocab_size) {
+                return Err(format!("{field} is {top}; the vocabulary has {vocab_size} ids"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// How the next token is chosen from its logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// 0 is greedy.
+    /// 0 (or less than 1e-5) is greedy.
     pub temperature: f32,
     /// In (0, 1]; 1 is off.
     pub top_p: f32,
@@ -44,7 +105,7 @@ pub struct SamplingParams {
 #[derive(Debug, Clone, PartialEq)]
 pub struct StopParams {
     pub max_tokens: u32,
-    /// No end token or stop string counts before this many tokens.
+    /// Until there are this many tokens no stop string counts, and end and stop tokens are ruled out.
     pub min_tokens: u32,
     /// End-of-sequence ids: end the generation and are never shown. Empty with `ignore_eos`.
     pub eos_token_ids: Vec<u32>,
@@ -63,12 +124,24 @@ pub struct StopParams {
 pub enum Event {
     /// The prompt's log-probabilities (entry 0 is `None`: nothing precedes the first token). Sent once, before
     /// the first `Delta`, if asked for.
-    Prompt { logprobs: Vec<Option<TokenLogprobs>> },
+    Prompt {
+        logprobs: Vec<Option<TokenLogprobs>>,
+    },
     /// New text and the tokens it came from. Text may lag behind tokens while it could still turn out to be the
     /// start of a stop string or an incomplete UTF-8 sequence; all deltas' text concatenated is the final text.
-    Delta { text: String, token_ids: Vec<u32>, logprobs: Vec<TokenLogprobs> },
-    Finished { reason: FinishReason, usage: Usage },
-    Failed { kind: FailureKind, message: String },
+    Delta {
+        text: String,
+        token_ids: Vec<u32>,
+        logprobs: Vec<TokenLogprobs>,
+    },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
+    Failed {
+        kind: FailureKind,
+        message: String,
+    },
 }
 
 /// A token, its log-softmax value under the raw logits (before temperature, penalties and masks), and the most

@@ -1,0 +1,50 @@
+//! What computes logits: the trait the engine drives, and its adapter for models.
+
+use rill_models::{ForwardInput, Model, ModelError};
+
+use crate::config::EngineConfig;
+
+/// A forward pass failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RunnerError {
+    /// This batch could not be computed; others can. Its requests fail, the engine goes on.
+    #[error("{0}")]
+    Batch(String),
+    /// The runner may not be used again. Every request fails and the engine stops.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Computes next-token logits over a paged KV cache it owns. The engine owns which block is whose.
+pub trait Runner: Send {
+    /// Width of a logits row; token ids are below it.
+    fn vocab_size(&self) -> usize;
+
+    /// Writes the keys and values of `input`'s rows to their slots and fills `logits` with
+    /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
+    fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError>;
+}
+
+/// Runs a `rill_models::Model`.
+pub struct ModelRunner {
+    model: Box<dyn Model>,
+}
+
+impl ModelRunner {
+    /// Allocates the model's KV cache for `config`.
+    pub fn new(mut model: Box<dyn Model>, config: &EngineConfig) -> Result<ModelRunner, ModelError> {
+        model.allocate_kv_cache(config.num_blocks, config.block_size)?;
+        Ok(ModelRunner { model })
+    }
+}
+
+impl Runner for ModelRunner {
+    fn vocab_size(&self) -> usize {
+        self.model.shape().vocab_size
+    }
+
+    fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
+        // A model gives no way to tell whether its cache survived an error.
+        self.model.forward(input, logits).map_err(|error| RunnerError::Fatal(error.to_string()))
+    }
+}

@@ -1,0 +1,367 @@
+//! Which sequences compute how many tokens in the next step. Pure policy: no tensors, clock, threads, randomness.
+//!
+//! There is no prefill phase and no decode phase. Every running sequence has tokens that are not computed yet (one
+//! while it decodes, many while it prefills), and a step grants each of them some, under one token budget:
+//!
+//! 1. **Decode rows first.** Every running sequence with one pending token gets its row, so no prompt, however
+//!    long, stalls a stream. The budget is at least the number of running sequences, so there is a row for each.
+//! 2. **Admission**, strictly in order (priority, then arrival), while there is a place and the blocks for the
+//!    whole sequence are there beyond what those already running will need.
+//! 3. **Prefill** shares what is left of the budget, `L`, among the best priority present: half goes to the
+//!    *shortest* remaining prompts, shortest first, the rest to the *oldest*, oldest first; what they cannot use
+//!    goes to the next priority. So at equal priority an admitted prompt is through after at most
+//!    `ceil(T / floor(L / 2))` steps, where `T` is the smaller of two sums, each with its own tokens: the pending
+//!    tokens of all prompts before it in order, and those of all prompts that are shorter. A long prompt does not
+//!    hold up short ones, and short ones do not starve a long one.
+//!
+//! When no block is left, the sequence ranking last (lowest priority, then latest) is preempted: its blocks are
+//! released last one first, it waits in its old place in the order, and recomputes from whatever is still cached.
+//! Nobody is preempted for a sequence that ranks lower; that one stalls until the next step. The first in order
+//! can always take every block there is, so if each request fits the pool alone, each step makes progress.
+
+use std::collections::BTreeMap;
+
+use crate::kv::{BlockPool, blocks_for};
+use crate::sequence::{Sequence, SequenceKey};
+
+/// Bounds of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Tokens a step computes at most; at least `max_running`.
+    pub max_batch_tokens: usize,
+    /// Sequences that hold blocks at the same time.
+    pub max_running: usize,
+}
+
+/// A running sequence's share of the step: tokens `start .. start + count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanEntry {
+    /// Place in [`Scheduler::running`] until the next call to [`Scheduler::schedule`] or [`Scheduler::remove`].
+    pub index: usize,
+    pub key: SequenceKey,
+    pub start: usize,
+    pub count: usize,
+}
+
+/// What the next forward pass computes.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct StepPlan {
+    /// Single rows first, then longer runs.
+    pub entries: Vec<PlanEntry>,
+    /// Sum of all counts.
+    pub tokens: usize,
+    /// Sequences that have just left the queue for the first time.
+    pub admitted: Vec<SequenceKey>,
+}
+
+/// Totals since the start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    pub preemptions: u64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub cache_queries: u64,
+    /// Prompt tokens found there.
+    pub cache_hits: u64,
+}
+
+/// The queues, the blocks, and the plan of the current step.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    prefix_caching: bool,
+    waiting: BTreeMap<SequenceKey, Sequence>,
+    /// In order: preempting takes the last.
+    running: Vec<Sequence>,
+    plan: StepPlan,
+    /// Tokens of the budget not granted yet.
+    left: usize,
+    totals: Totals,
+}
+
+impl Scheduler {
+    pub fn new(limits: Limits, num_blocks: usize, block_size: usize, prefix_caching: bool) -> Scheduler {
+        assert!(limits.max_running > 0 && limits.max_batch_tokens >= limits.max_running);
+        Scheduler {
+            limits,
+            pool: BlockPool::new(num_blocks, block_size, prefix_caching),
+            prefix_caching,
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            plan: StepPlan::default(),
+            left: 0,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Queues a sequence. Its blocks, grown to its full length, must fit the pool.
+    pub fn add(&mut self, sequence: Sequence) {
+        debug_assert!(sequence.pending() > 0 && sequence.table.is_empty());
+        self.waiting.insert(sequence.key, sequence);
+    }
+
+    /// Takes a sequence out, wherever it is, and releases its blocks.
+    pub fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
+        if let Some(sequence) = self.waiting.remove(&key) {
+            return Some(sequence);
+        }
+        let index = self.running.binary_search_by_key(&key, |sequence| sequence.key).ok()?;
+        let mut sequence = self.running.remove(index);
+        sequence.release_blocks(&mut self.pool);
+        Some(sequence)
+    }
+
+    /// Plans the next step. Nothing is computed before [`Scheduler::commit`] says so.
+    pub fn schedule(&mut self) -> &StepPlan {
+        self.left = self.limits.max_batch_tokens;
+        self.plan.admitted.clear();
+        for sequence in &mut self.running {
+            sequence.granted = 0;
+            sequence.stalled = false;
+        }
+        let preemptions_before = self.totals.preemptions;
+        self.grant_decode_rows();
+        // Whoever just lost its blocks would only take them back.
+        if self.totals.preemptions == preemptions_before {
+            self.admit();
+        }
+        self.grant_prefill();
+        self.write_plan();
+        &self.plan
+    }
+
+    pub fn plan(&self) -> &StepPlan {
+        &self.plan
+    }
+
+    /// The planned tokens have been computed.
+    pub fn commit(&mut self) {
+        for entry in &self.plan.entries {
+            self.running[entry.index].commit(entry.count, &mut self.pool);
+        }
+    }
+
+    /// Adds a generated token to a running sequence.
+    pub fn append(&mut self, index: usize, token: u32) {
+        self.running[index].tokens.push(token);
+    }
+
+    /// The prompt rows of a running sequence before `position` have been seen and need not be computed again.
+    pub fn prompt_rows_seen(&mut self, index: usize, position: usize) {
+        if let Some(from) = &mut self.running[index].prompt_rows_from {
+            *from = (*from).max(position);
+        }
+    }
+
+    /// Sequences that may hold blocks, in order.
+    pub fn running(&self) -> &[Sequence] {
+        &self.running
+    }
+
+    /// Sequences that hold none, in order.
+    pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Sequence> {
+        self.waiting.values()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    fn grant_decode_rows(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            if self.running[index].pending() == 1 {
+                self.grant(index, 1);
+            }
+            index += 1;
+        }
+    }
+
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.max_running && self.left > 0 {
+            let Some((&key, sequence)) = self.waiting.first_key_value() else { return };
+            if !self.has_room_for(sequence) {
+                return;
+            }
+            let Some(mut sequence) = self.waiting.remove(&key) else { return };
+            if !sequence.preempted {
+                self.plan.admitted.push(key);
+            }
+            if self.prefix_caching && !sequence.preempted && sequence.prompt_rows_from.is_none() {
+                self.totals.cache_queries += sequence.prompt_len as u64;
+            }
+            self.totals.cache_hits += sequence.extend_from_cache(&mut self.pool) as u64;
+            let place = self.running.partition_point(|other| other.key < key);
+            self.running.insert(place, sequence);
+        }
+    }
+
+    /// Whether all of `sequence` can be computed without taking blocks from those running: neither what their
+    /// tokens so far still need, nor one block each to grow into.
+    fn has_room_for(&self, sequence: &Sequence) -> bool {
+        if self.running.is_empty() {
+            return true;
+        }
+        let size = self.pool.block_size();
+        let missing = |s: &Sequence| blocks_for(s.tokens.len(), size) - s.table.len();
+        let promised: usize = self.running.iter().map(|s| missing(s) + 1).sum();
+        // A hit on a block somebody holds is free; one on an evictable block takes it off the available ones.
+        let shared = sequence.hits(&self.pool).filter(|&block| self.pool.holders(block) > 0).count();
+        promised + missing(sequence) - shared <= self.pool.available()
+    }
+
+    fn grant_prefill(&mut self) {
+        for sequence in self.running.iter_mut().filter(|s| s.granted == 0 && s.pending() > 1) {
+            // Another sequence may have computed the same prefix since the last look.
+            self.totals.cache_hits += sequence.extend_from_cache(&mut self.pool) as u64;
+        }
+        while self.left > 0 {
+            let Some(first) = self.running.iter().find(|s| s.ungranted() > 0) else { return };
+            let priority = first.key.priority;
+            let mut for_shortest = self.left / 2;
+            while for_shortest > 0 {
+                let class = self.running.iter().enumerate().filter(|(_, s)| s.key.priority == priority);
+                let candidates = class.filter(|(_, s)| s.ungranted() > 0);
+                let Some((index, _)) = candidates.min_by_key(|(_, s)| s.ungranted()) else { break };
+                for_shortest -= self.grant(index, for_shortest);
+            }
+            while self.left > 0 {
+                let oldest = self.running.iter().position(|s| s.ungranted() > 0 && s.key.priority == priority);
+                let Some(index) = oldest else { break };
+                self.grant(index, self.left);
+            }
+        }
+    }
+
+    /// Grants up to `want` more of the sequence's pending tokens, with the blocks for them, preempting whoever
+    /// ranks lower if not even one token fits otherwise. Returns how many.
+    fn grant(&mut self, index: usize, want: usize) -> usize {
+        let size = self.pool.block_size();
+        loop {
+            let sequence = &mut self.running[index];
+            let planned = sequence.computed + sequence.granted;
+            let room = (sequence.table.len() + self.pool.available()) * size - planned;
+            let rows = want.min(sequence.ungranted()).min(room);
+            if rows > 0 {
+                while sequence.table.len() < blocks_for(planned + rows, size) {
+                    let Some(block) = self.pool.allocate() else { unreachable!("counted as available") };
+                    sequence.table.push(block);
+                }
+                sequence.granted += rows;
+                self.left -= rows;
+                return rows;
+            }
+            if sequence.granted > 0 || index + 1 == self.running.len() {
+                self.running[index].stalled = true;
+                return 0;
+            }
+            self.preempt_last();
+        }
+    }
+
+    fn preempt_last(&mut self) {
+        let Some(mut sequence) = self.running.pop() else { return };
+        self.left += std::mem::take(&mut sequence.granted);
+        sequence.release_blocks(&mut self.pool);
+        sequence.preempted = true;
+        self.totals.preemptions += 1;
+        self.waiting.insert(sequence.key, sequence);
+    }
+
+    fn write_plan(&mut self) {
+        self.plan.entries.clear();
+        self.plan.tokens = 0;
+        for single in [true, false] {
+            for (index, sequence) in self.running.iter().enumerate() {
+                let count = sequence.granted;
+                if count > 0 && (count == 1) == single {
+                    let (key, start) = (sequence.key, sequence.computed);
+                    self.plan.entries.push(PlanEntry { index, key, start, count });
+                    self.plan.tokens += count;
+                }
+            }
+        }
+    }
+
+    /// What must hold between steps. `Err` says what does not.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.pool.check_invariants()?;
+        let size = self.pool.block_size();
+        let mut holders = vec![0u32; self.pool.num_blocks()];
+        if !self.running.is_sorted_by_key(|s| s.key) {
+            return Err("running sequences are out of order".into());
+        }
+        if self.running.len() > self.limits.max_running {
+            return Err(format!("{} sequences run, the limit is {}", self.running.len(), self.limits.max_running));
+        }
+        for sequence in &self.running {
+            let Sequence { key, computed, table, tokens, .. } = sequence;
+            if *computed > tokens.len() {
+                return Err(format!("{key:?}: {computed} tokens computed of {}", tokens.len()));
+            }
+            if table.len() != blocks_for(*computed, size) {
+                return Err(format!("{key:?}: {} blocks for {computed} tokens", table.len()));
+            }
+            for (index, &block) in table.blocks().iter().enumerate() {
+                holders[block as usize] += 1;
+                let full = (index + 1) * size <= *computed;
+                if !full && (self.pool.holders(block) != 1 || self.pool.is_cached(block)) {
+                    return Err(format!("{key:?}: block {block} is not full, and shared or cached"));
+                }
+            }
+        }
+        for sequence in self.waiting.values() {
+            if !sequence.table.is_empty() || sequence.computed != 0 {
+                return Err(format!("{:?} waits and holds blocks", sequence.key));
+            }
+        }
+        for (block, &count) in holders.iter().enumerate() {
+            let known = self.pool.holders(block as u32);
+            if known != count {
+                return Err(format!("block {block} is in {count} tables and has {known} holders"));
+            }
+            if count > 1 && !self.pool.is_cached(block as u32) {
+                return Err(format!("block {block} is shared by {count} and not cached"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What must hold of a plan before it runs: within the budget, and every slot written is in a block that its
+    /// sequence holds alone and nobody can find. `Err` says what does not.
+    pub fn check_plan(&self) -> Result<(), String> {
+        let size = self.pool.block_size();
+        if self.plan.tokens > self.limits.max_batch_tokens {
+            return Err(format!(
+                "{} tokens planned, the budget is {}",
+                self.plan.tokens, self.limits.max_batch_tokens
+            ));
+        }
+        if self.plan.tokens == 0 && !self.is_idle() {
+            return Err("nothing planned though there is work: no progress".into());
+        }
+        for &PlanEntry { index, key, start, count } in &self.plan.entries {
+            let sequence = &self.running[index];
+            if sequence.key != key || start != sequence.computed || count == 0 || count > sequence.pending() {
+                return Err(format!("{key:?}: planned {start} + {count}, computed {}", sequence.computed));
+            }
+            if sequence.table.len() < blocks_for(start + count, size) {
+                return Err(format!("{key:?}: rows beyond its blocks"));
+            }
+            for &block in &sequence.table.blocks()[start / size..blocks_for(start + count, size)] {
+                if self.pool.holders(block) != 1 || self.pool.is_cached(block) {
+                    return Err(format!("{key:?}: would write to block {block}, which is not its own"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

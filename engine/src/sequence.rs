@@ -1,0 +1,252 @@
+//! One sequence as the scheduler sees it: its tokens, how many of them are in the KV cache, and where.
+
+use crate::kv::{BlockPool, BlockTable, Parent, Salt};
+
+/// Order among sequences, smallest first: by priority, then by arrival. Unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceKey {
+    /// Smaller runs earlier.
+    pub priority: i32,
+    /// Number of the request in order of arrival.
+    pub arrival: u64,
+}
+
+/// Tokens and the part of them whose keys and values are cached. Invariants: `computed <= tokens.len()`, and
+/// between steps the block table covers exactly the computed tokens.
+#[derive(Debug)]
+pub struct Sequence {
+    pub(crate) key: SequenceKey,
+    pub(crate) salt: Salt,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt_len: usize,
+    pub(crate) computed: usize,
+    pub(crate) table: BlockTable,
+    /// Whether a token is sampled once all tokens are computed.
+    pub(crate) samples: bool,
+    /// First prompt position whose logits have not been seen yet, if the caller wants them all.
+    pub(crate) prompt_rows_from: Option<usize>,
+    /// Prompt tokens that came from the prefix cache when the sequence first ran.
+    pub(crate) cached_prompt_tokens: usize,
+    /// Whether it has run before and lost its blocks.
+    pub(crate) preempted: bool,
+    /// Tokens it may compute in the step being planned.
+    pub(crate) granted: usize,
+    /// No block was to be had and nobody ranks lower: it keeps what it holds and waits for the next step.
+    pub(crate) stalled: bool,
+}
+
+impl Sequence {
+    /// `max_tokens` 0 computes the prompt and samples nothing.
+    pub fn new(
+        key: SequenceKey,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+        wants_prompt_logits: bool,
+        salt: Salt,
+    ) -> Sequence {
+        Sequence {
+            key,
+            salt,
+            prompt_len: prompt.len(),
+            tokens: prompt,
+            computed: 0,
+            table: BlockTable::default(),
+            samples: max_tokens > 0,
+            prompt_rows_from: wants_prompt_logits.then_some(0),
+            cached_prompt_tokens: 0,
+            preempted: false,
+            granted: 0,
+            stalled: false,
+        }
+    }
+
+    pub fn key(&self) -> SequenceKey {
+        self.key
+    }
+
+    /// Prompt and generated tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    pub fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    /// Tokens whose keys and values are in the cache.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+
+    pub fn table(&self) -> &BlockTable {
+        &self.table
+    }
+
+    /// Tokens still to compute; 1 while decoding, more while prefilling or catching up after a preemption.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Pending tokens not granted in the step being planned, if more may be.
+    pub(crate) fn ungranted(&self) -> usize {
+        if self.stalled { 0 } else { self.pending() - self.granted }
+    }
+
+    /// Whether the logits of the token at `position` are wanted.
+    pub fn wants_logits(&self, position: usize) -> bool {
+        let for_prompt = self.prompt_rows_from.is_some_and(|from| {
+            // The last prompt token's row says nothing about the prompt: it predicts the first new token.
+            (from..self.prompt_len - 1).contains(&position)
+        });
+        for_prompt || (self.samples && position + 1 == self.tokens.len())
+    }
+
+    /// How many tokens may be taken from the prefix cache: at least one is always left to compute, and none whose
+    /// logits are still wanted.
+    fn cacheable(&self) -> usize {
+        let last = self.tokens.len() - 1;
+        self.prompt_rows_from.filter(|&from| from < self.prompt_len - 1).map_or(last, |from| from.min(last))
+    }
+
+    /// Cached blocks that would extend the computed tokens, in order.
+    pub(crate) fn hits<'a>(&'a self, pool: &'a BlockPool) -> impl Iterator<Item = u32> + 'a {
+        let size = pool.block_size();
+        let mut computed = self.computed;
+        let mut parent = if !computed.is_multiple_of(size) {
+            None
+        } else if computed == 0 {
+            Some(Parent::Root(self.salt.clone()))
+        } else {
+            pool.as_parent(self.table.blocks()[computed / size - 1])
+        };
+        std::iter::from_fn(move || {
+            let next = computed + size;
+            if next > self.cacheable() {
+                return None;
+            }
+            let block = pool.find(parent.as_ref()?, &self.tokens[computed..next])?;
+            parent = pool.as_parent(block);
+            computed = next;
+            Some(block)
+        })
+    }
+
+    /// Takes over every cached block that continues the computed tokens. Returns how many prompt tokens that saves:
+    /// none after a preemption, when it finds what it had computed itself.
+    pub(crate) fn extend_from_cache(&mut self, pool: &mut BlockPool) -> usize {
+        let hits: Vec<_> = self.hits(pool).collect();
+        for &block in &hits {
+            pool.acquire(block);
+            self.table.push(block);
+        }
+        let saved = hits.len() * pool.block_size();
+        self.computed += saved;
+        if self.preempted {
+            return 0;
+        }
+        self.cached_prompt_tokens += saved;
+        saved
+    }
+
+    /// Notes that the granted `count` tokens are computed, and lets others find the blocks they filled.
+    pub(crate) fn commit(&mut self, count: usize, pool: &mut BlockPool) {
+        let size = pool.block_size();
+        let full_before = self.computed / size;
+        self.computed += count;
+        debug_assert!(self.computed <= self.tokens.len());
+        for index in full_before..self.computed / size {
+            let parent = match index {
+                0 => Some(Parent::Root(self.salt.clone())),
+                _ => pool.as_parent(self.table.blocks()[index - 1]),
+            };
+            let Some(parent) = parent else { return };
+            let block = self.table.blocks()[index];
+            let kept = pool.publish(block, parent, &self.tokens[index * size..(index + 1) * size]);
+            self.table.replace(index, kept);
+        }
+    }
+
+    /// Gives all blocks back, the last one first.
+    pub(crate) fn release_blocks(&mut self, pool: &mut BlockPool) {
+        while let Some(block) = self.table.pop() {
+            pool.release(block);
+        }
+        self.computed = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(tokens: &[u32], wants_prompt_logits: bool) -> Sequence {
+        Sequence::new(SequenceKey { priority: 0, arrival: 0 }, tokens.to_vec(), 1, wants_prompt_logits, None)
+    }
+
+    fn compute(sequence: &mut Sequence, pool: &mut BlockPool, count: usize) {
+        while sequence.table.len() * pool.block_size() < sequence.computed + count {
+            sequence.table.push(pool.allocate().unwrap());
+        }
+        sequence.commit(count, pool);
+    }
+
+    #[test]
+    fn a_hit_leaves_at_least_one_token_to_compute() {
+        let mut pool = BlockPool::new(8, 2, true);
+        let mut first = sequence(&[1, 2, 3, 4], false);
+        compute(&mut first, &mut pool, 4);
+        for (tokens, saved) in [
+            (&[1, 2, 3, 4][..], 2),
+            (&[1, 2, 3, 4, 5], 4),
+            (&[1, 2], 0),
+            (&[1, 2, 3], 2),
+            (&[1, 2, 9, 4, 5], 2),
+            (&[9, 2, 3, 4, 5], 0),
+        ] {
+            let mut next = sequence(tokens, false);
+            assert_eq!(next.extend_from_cache(&mut pool), saved, "{tokens:?}");
+            assert_eq!(next.pending(), tokens.len() - saved);
+            next.release_blocks(&mut pool);
+            pool.check_invariants().unwrap();
+        }
+    }
+
+    #[test]
+    fn prompt_logits_keep_the_cache_from_being_read_until_they_have_been_seen() {
+        let mut pool = BlockPool::new(8, 2, true);
+        let mut first = sequence(&[1, 2, 3, 4, 5, 6], false);
+        compute(&mut first, &mut pool, 6);
+        let mut scored = sequence(&[1, 2, 3, 4, 5, 6], true);
+        assert_eq!(scored.extend_from_cache(&mut pool), 0);
+        // Preempted after four rows had been seen: those may come from the cache now.
+        scored.prompt_rows_from = Some(4);
+        assert_eq!(scored.extend_from_cache(&mut pool), 4);
+    }
+
+    #[test]
+    fn equal_prompts_computed_side_by_side_end_up_sharing() {
+        let mut pool = BlockPool::new(8, 2, true);
+        let (mut a, mut b) = (sequence(&[1, 2, 3], false), sequence(&[1, 2, 3], false));
+        compute(&mut a, &mut pool, 3);
+        compute(&mut b, &mut pool, 3);
+        assert_eq!(a.table.blocks()[0], b.table.blocks()[0]);
+        assert_ne!(a.table.blocks()[1], b.table.blocks()[1]);
+        pool.check_invariants().unwrap();
+    }
+
+    #[test]
+    fn rows_wanted() {
+        let wanted = |s: &Sequence| (0..s.tokens.len()).filter(|&p| s.wants_logits(p)).collect::<Vec<_>>();
+        let mut s = sequence(&[1, 2, 3], false);
+        assert_eq!(wanted(&s), [2]);
+        s.samples = false;
+        assert_eq!(wanted(&s), []);
+        s.prompt_rows_from = Some(0);
+        assert_eq!(wanted(&s), [0, 1]);
+        s.prompt_rows_from = Some(1);
+        s.samples = true;
+        assert_eq!(wanted(&s), [1, 2]);
+        s.tokens.push(4);
+        assert_eq!(wanted(&s), [1, 3]);
+    }
+}

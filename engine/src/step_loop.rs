@@ -1,0 +1,408 @@
+//! The engine's thread. A step is: receive → schedule → build the batch → forward → sample → apply → emit.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::batch::Batch;
+use crate::config::{ConfigError, EngineConfig};
+use crate::detokenizer::TokenText;
+use crate::generation::{Drawn, Generation};
+use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
+use crate::kv::BlockUsage;
+use crate::request::{Event, FailureKind};
+use crate::runner::{Runner, RunnerError};
+use crate::sampler::Sampler;
+use crate::scheduler::{Limits, Scheduler};
+use crate::sequence::SequenceKey;
+use crate::stats::Outcome;
+
+/// Starts engines.
+pub struct Engine;
+
+/// The engine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("the engine's thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Engine {
+    /// Runs an engine on a thread of its own, "rill-engine". The thread ends after
+    /// [`EngineHandle::shutdown`], or when all handles are gone and no request is left.
+    pub fn start(
+        runner: Box<dyn Runner>,
+        text: Arc<dyn TokenText>,
+        config: EngineConfig,
+    ) -> Result<EngineHandle, StartError> {
+        let (core, handle) = EngineCore::new(runner, text, config, Clock::monotonic())?;
+        std::thread::Builder::new().name("rill-engine".into()).spawn(move || core.run())?;
+        Ok(handle)
+    }
+}
+
+/// Microseconds since the engine was made. The only clock in the engine.
+#[derive(Debug, Clone)]
+pub struct Clock(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    Monotonic(Instant),
+    Manual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    pub fn monotonic() -> Clock {
+        Clock(Source::Monotonic(Instant::now()))
+    }
+
+    /// Stands still, but for what is stored in `now_us`: for simulation.
+    pub fn manual(now_us: Arc<AtomicU64>) -> Clock {
+        Clock(Source::Manual(now_us))
+    }
+
+    pub(crate) fn now_us(&self) -> u64 {
+        match &self.0 {
+            Source::Monotonic(start) => start.elapsed().as_micros() as u64,
+            Source::Manual(now_us) => now_us.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Computed so many tokens, or failed to.
+    Worked { tokens: usize },
+    /// There is nothing to do until a request comes.
+    Idle,
+    /// The handle asked to stop.
+    Stop,
+}
+
+/// The engine without its thread. [`Engine::start`] runs one; simulations step one themselves.
+pub struct EngineCore {
+    shared: Arc<Shared>,
+    inbox: flume::Receiver<Message>,
+    clock: Clock,
+    runner: Box<dyn Runner>,
+    vocab_size: usize,
+    text: Arc<dyn TokenText>,
+    scheduler: Scheduler,
+    generations: HashMap<SequenceKey, Generation>,
+    arrivals: u64,
+    batch: Batch,
+    logits: Vec<f32>,
+    sampler: Sampler,
+    /// For each entry of the plan, the token drawn, if it was its turn, or why its sequence fails.
+    drawn: Vec<Result<Option<Drawn>, String>>,
+    /// Sequences to take out of the scheduler.
+    ended: Vec<SequenceKey>,
+    /// Events in the order they are sent.
+    outbox: Vec<(SequenceKey, Event)>,
+    _alive: Alive,
+}
+
+impl EngineCore {
+    pub fn new(
+        runner: Box<dyn Runner>,
+        text: Arc<dyn TokenText>,
+        config: EngineConfig,
+        clock: Clock,
+    ) -> Result<(EngineCore, EngineHandle), ConfigError> {
+        config.validate()?;
+        let limits = Limits { max_batch_tokens: config.max_batch_tokens, max_running: config.max_running };
+        let scheduler = Scheduler::new(limits, config.num_blocks, config.block_size, config.prefix_caching);
+        let vocab_size = runner.vocab_size();
+        let (handle, inbox, alive) = EngineHandle::new(config, vocab_size, clock.clone());
+        let core = EngineCore {
+            shared: Arc::clone(handle.shared()),
+            inbox,
+            clock,
+            runner,
+            vocab_size,
+            text,
+            scheduler,
+            generations: HashMap::new(),
+            arrivals: 0,
+            batch: Batch::default(),
+            logits: Vec::new(),
+            sampler: Sampler::default(),
+            drawn: Vec::new(),
+            ended: Vec::new(),
+            outbox: Vec::new(),
+            _alive: alive,
+        };
+        Ok((core, handle))
+    }
+
+    /// Steps until told to stop, or until nobody can submit any more and nothing is left. However it ends, every
+    /// stream gets its terminal event.
+    pub fn run(mut self) {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            while self.wait_for_work() {
+                if self.step()? == Step::Stop {
+                    break;
+                }
+            }
+            Ok(())
+        }));
+        match ended {
+            Ok(Ok(())) => self.stop(),
+            Ok(Err(RunnerError::Fatal(reason) | RunnerError::Batch(reason))) => self.die(reason),
+            Err(panic) => self.die(format!("the engine's thread panicked: {}", panic_message(&*panic))),
+        }
+    }
+
+    /// One step. An error is the end of the engine: the runner may not be used again.
+    pub fn step(&mut self) -> Result<Step, RunnerError> {
+        self.receive();
+        if self.shared.stop.load(Ordering::Acquire) {
+            return Ok(Step::Stop);
+        }
+        self.drop_cancelled_and_overdue();
+        self.schedule();
+        let tokens = self.scheduler.plan().tokens;
+        if tokens > 0 {
+            self.batch.build(&self.scheduler);
+            match self.forward() {
+                Ok(()) => {
+                    self.scheduler.commit();
+                    self.sample();
+                    self.apply();
+                }
+                Err(RunnerError::Batch(reason)) => self.fail_batch(&reason),
+                Err(fatal) => return Err(fatal),
+            }
+        }
+        self.emit();
+        Ok(if self.generations.is_empty() && tokens == 0 { Step::Idle } else { Step::Worked { tokens } })
+    }
+
+    /// Scheduler, blocks and generations agree. `Err` says what does not.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.scheduler.check_invariants()?;
+        let sequences = self.scheduler.running().len() + self.scheduler.waiting().len();
+        if sequences != self.generations.len() {
+            return Err(format!("{sequences} sequences and {} generations", self.generations.len()));
+        }
+        let all = self.scheduler.running().iter().chain(self.scheduler.waiting());
+        match all.map(|s| s.key()).find(|key| !self.generations.contains_key(key)) {
+            Some(key) => Err(format!("{key:?} has no generation")),
+            None => Ok(()),
+        }
+    }
+
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Blocks while there is nothing to do. False when there never will be.
+    fn wait_for_work(&mut self) -> bool {
+        if self.generations.is_empty() {
+            match self.inbox.recv() {
+                Ok(message) => self.take(message),
+                Err(flume::RecvError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    fn receive(&mut self) {
+        while let Ok(message) = self.inbox.try_recv() {
+            self.take(message);
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        let Message::Submit(submission) = message else { return };
+        let context_len = self.shared.config.context_len;
+        let (sequence, generation) = Generation::begin(*submission, self.arrivals, context_len, &*self.text);
+        self.arrivals += 1;
+        self.generations.insert(sequence.key(), generation);
+        self.scheduler.add(sequence);
+    }
+
+    fn drop_cancelled_and_overdue(&mut self) {
+        let now = self.clock.now_us();
+        let wait_us_max = self.shared.config.max_queue_wait_ms.map_or(u64::MAX, |ms| ms.saturating_mul(1000));
+        for (&key, generation) in &self.generations {
+            if generation.is_cancelled() {
+                self.shared.stats.finish(Outcome::Abort);
+                self.ended.push(key);
+            } else if let Some(waited) = generation.queued_us(now).filter(|&waited| waited > wait_us_max) {
+                let message =
+                    format!("waited {} ms for a place; the limit is {} ms", waited / 1000, wait_us_max / 1000);
+                self.outbox.push((key, Event::Failed { kind: FailureKind::Overloaded, message }));
+                self.ended.push(key);
+            }
+        }
+        for key in self.ended.drain(..) {
+            self.scheduler.remove(key);
+            if self.generations.get(&key).is_some_and(Generation::is_cancelled) {
+                self.generations.remove(&key);
+            }
+        }
+    }
+
+    fn schedule(&mut self) {
+        let now = self.clock.now_us();
+        for key in &self.scheduler.schedule().admitted {
+            if let Some(generation) = self.generations.get_mut(key) {
+                generation.admit(now);
+            }
+        }
+        debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
+    }
+
+    fn forward(&mut self) -> Result<(), RunnerError> {
+        let stats = &self.shared.stats;
+        stats.steps.add(1);
+        stats.iteration_tokens.observe(self.scheduler.plan().tokens as f64);
+        self.runner.forward(&self.batch.input, &mut self.logits)?;
+        let (rows, width) = (self.batch.input.logit_rows.len(), self.vocab_size);
+        if self.logits.len() != rows * width {
+            let got = self.logits.len();
+            return Err(RunnerError::Fatal(format!("{got} logits came back for {rows} rows of {width}")));
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self) {
+        self.drawn.clear();
+        for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
+            let sequence = &self.scheduler.running()[entry.index];
+            let Some(generation) = self.generations.get_mut(&entry.key) else {
+                self.drawn.push(Err("its request is unknown".into()));
+                continue;
+            };
+            let rows = self.batch.logit_starts[place]..self.batch.logit_starts[place + 1];
+            let logits = self.logits[rows.start * self.vocab_size..rows.end * self.vocab_size]
+                .chunks_exact(self.vocab_size);
+            let sampler = &mut self.sampler;
+            self.drawn.push(contained(|| generation.sample(sequence, entry, logits, sampler)));
+        }
+    }
+
+    fn apply(&mut self) {
+        for (place, drawn) in self.drawn.drain(..).enumerate() {
+            let entry = self.scheduler.plan().entries[place];
+            let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
+            let sequence = &self.scheduler.running()[entry.index];
+            let was_prefilling = !generation.prompt_done();
+            let events_before = self.outbox.len();
+            let advanced = drawn.and_then(|drawn| {
+                contained(|| Ok(generation.advance(sequence, drawn, &*self.text, &mut self.outbox)))
+            });
+            if was_prefilling && generation.prompt_done() {
+                self.shared.stats.prompt_tokens.add(generation.prompt_len() as u64);
+            }
+            match advanced {
+                Ok((token, last)) => {
+                    self.scheduler.prompt_rows_seen(entry.index, entry.start + entry.count);
+                    if let Some(token) = token {
+                        self.scheduler.append(entry.index, token);
+                    }
+                    if last {
+                        self.ended.push(entry.key);
+                    }
+                }
+                Err(message) => {
+                    // Half of what a panicking step had to say is worth nothing.
+                    self.outbox.truncate(events_before);
+                    self.outbox.push((entry.key, Event::Failed { kind: FailureKind::Internal, message }));
+                    self.ended.push(entry.key);
+                }
+            }
+        }
+        self.remove_ended();
+    }
+
+    fn fail_batch(&mut self, reason: &str) {
+        for entry in &self.scheduler.plan().entries {
+            let message = format!("the forward pass failed: {reason}");
+            self.outbox.push((entry.key, Event::Failed { kind: FailureKind::Internal, message }));
+            self.ended.push(entry.key);
+        }
+        self.remove_ended();
+    }
+
+    fn remove_ended(&mut self) {
+        for key in self.ended.drain(..) {
+            self.scheduler.remove(key);
+        }
+    }
+
+    /// Gauges first: whoever has seen a request end finds its blocks free.
+    fn emit(&mut self) {
+        self.write_gauges();
+        let now = self.clock.now_us();
+        for (key, event) in self.outbox.drain(..) {
+            let Some(generation) = self.generations.get_mut(&key) else { continue };
+            generation.observe(&event, now, &self.shared.stats);
+            let last = matches!(event, Event::Finished { .. } | Event::Failed { .. });
+            generation.send(event);
+            if last {
+                self.generations.remove(&key);
+            }
+        }
+    }
+
+    fn write_gauges(&self) {
+        let stats = &self.shared.stats;
+        let preempted = self.scheduler.waiting().filter(|s| s.preempted).count();
+        stats.set_sequences(self.scheduler.running().len(), preempted);
+        stats.set_blocks(self.scheduler.pool().usage());
+        let totals = self.scheduler.totals();
+        stats.preemptions.set(totals.preemptions);
+        stats.prefix_cache_queries.set(totals.cache_queries);
+        stats.prefix_cache_hits.set(totals.cache_hits);
+    }
+
+    /// The end that was asked for.
+    fn stop(mut self) {
+        self.end_streams(Health::Stopped, FailureKind::ShuttingDown, "the server is shutting down");
+    }
+
+    /// The end that was not.
+    fn die(mut self, reason: String) {
+        tracing::error!(%reason, "the engine has died");
+        self.end_streams(Health::Dead(reason.clone()), FailureKind::Internal, &reason);
+    }
+
+    /// Closes the gate, so that nothing more can come in, and then ends what is in.
+    fn end_streams(&mut self, health: Health, kind: FailureKind, message: &str) {
+        self.shared.close(health);
+        self.receive();
+        // The scheduler may have been left half way through something; its blocks are nobody's now.
+        let stats = &self.shared.stats;
+        stats.set_sequences(0, 0);
+        stats.set_blocks(BlockUsage { free: self.shared.config.num_blocks, ..BlockUsage::default() });
+        for (_, generation) in self.generations.drain() {
+            stats.finish(if generation.is_cancelled() { Outcome::Abort } else { Outcome::Error });
+            generation.fail(kind, message.to_string());
+        }
+    }
+}
+
+impl Drop for EngineCore {
+    fn drop(&mut self) {
+        // Finds nothing left to end if `run` has ended it.
+        self.end_streams(Health::Stopped, FailureKind::ShuttingDown, "the server is shutting down");
+    }
+}
+
+/// Runs what concerns one sequence, so that a defect there is that sequence's alone.
+fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(format!("a defect was caught: {}", panic_message(&*panic))))
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic")
+}
