@@ -1,10 +1,11 @@
-//! Zeroed, aligned memory for weights, caches and activations; huge pages are asked for where they pay.
+//! Zeroed, aligned memory for weights, caches and activations. Large buffers are mapped, so that their pages cost
+//! nothing until they are used, and ask for huge pages.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-/// Buffers at least this large are aligned to it and advised to use transparent huge pages.
+/// Buffers at least this large are mapped.
 const HUGE_PAGE: usize = 2 << 20;
 /// A cache line, and the widest vector.
 const LINE: usize = 64;
@@ -35,14 +36,13 @@ impl<T: Number> Buffer<T> {
             return Buffer { data: NonNull::dangling(), len };
         }
         let layout = Self::layout(len);
+        #[cfg(target_os = "linux")]
+        if layout.size() >= HUGE_PAGE {
+            return Buffer { data: map(layout).cast(), len };
+        }
         // SAFETY: the layout is not empty; zero bytes are valid `T` (see `Number`).
         let data = unsafe { alloc_zeroed(layout) };
         let Some(data) = NonNull::new(data.cast::<T>()) else { handle_alloc_error(layout) };
-        #[cfg(target_os = "linux")]
-        if layout.size() >= HUGE_PAGE {
-            // SAFETY: the range is one live allocation, page aligned; the advice changes no contents and may fail.
-            unsafe { libc::madvise(data.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
-        }
         Buffer { data, len }
     }
 
@@ -55,9 +55,30 @@ impl<T: Number> Buffer<T> {
 
     fn layout(len: usize) -> Layout {
         let bytes = len.checked_mul(size_of::<T>()).expect("a buffer's size fits the address space");
-        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { LINE };
-        Layout::from_size_align(bytes, align).expect("a buffer's size fits the address space")
+        Layout::from_size_align(bytes, LINE).expect("a buffer's size fits the address space")
     }
+}
+
+/// Maps zeroed pages, page aligned.
+#[cfg(target_os = "linux")]
+fn map(layout: Layout) -> NonNull<u8> {
+    // SAFETY: a fresh anonymous private mapping touches no memory of ours.
+    let data = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            layout.size(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if data == libc::MAP_FAILED {
+        handle_alloc_error(layout);
+    }
+    // SAFETY: the range is the mapping just made; the advice changes no contents and may fail.
+    unsafe { libc::madvise(data, layout.size(), libc::MADV_HUGEPAGE) };
+    NonNull::new(data.cast()).expect("a mapping is never at address zero")
 }
 
 impl<T: Number> Default for Buffer<T> {
@@ -68,10 +89,18 @@ impl<T: Number> Default for Buffer<T> {
 
 impl<T: Number> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with the same layout.
-            unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
+        if self.len == 0 {
+            return;
         }
+        let layout = Self::layout(self.len);
+        #[cfg(target_os = "linux")]
+        if layout.size() >= HUGE_PAGE {
+            // SAFETY: mapped in `zeroed` with the same size, and nobody else refers to it.
+            unsafe { libc::munmap(self.data.as_ptr().cast(), layout.size()) };
+            return;
+        }
+        // SAFETY: allocated in `zeroed` with the same layout.
+        unsafe { dealloc(self.data.as_ptr().cast(), layout) }
     }
 }
 

@@ -207,12 +207,14 @@ impl State {
             unsafe {
                 let ours = S::exp2(S::splat(self.max[r] - max));
                 let theirs = S::exp2(S::splat(next.max[r] - max));
-                let blend = |a: *mut f32, b: *const f32| {
-                    S::store(a, S::fma(S::load(b), theirs, S::mul(S::load(a), ours)));
-                };
-                blend(self.sum[r].as_mut_ptr(), next.sum[r].as_ptr());
-                for d in (r * dim..(r + 1) * dim).step_by(LANES) {
-                    blend(self.values.as_mut_ptr().add(d), next.values.as_ptr().add(d));
+                let sum = self.sum[r].as_mut_ptr();
+                S::store(sum, S::fma(S::load(next.sum[r].as_ptr()), theirs, S::mul(S::load(sum), ours)));
+                let mut d = r * dim;
+                while d < (r + 1) * dim {
+                    let values = self.values.as_mut_ptr().add(d);
+                    let next = S::load(next.values.as_ptr().add(d));
+                    S::store(values, S::fma(next, theirs, S::mul(S::load(values), ours)));
+                    d += LANES;
                 }
             }
             self.max[r] = max;
@@ -316,7 +318,10 @@ unsafe fn weigh<S: Simd, const R: usize, const V: usize>(
             let first = p * LANES / 2;
             for pair in first..pairs.min(first + LANES / 2) {
                 let at = span.values[p].add(((pair - first) * dim + d) * 2);
-                let x: [S::B; V] = std::array::from_fn(|v| S::load_b(at.add(v * 2 * LANES).cast()));
+                let mut x = [S::load_b(at.cast()); V];
+                for (v, x) in x.iter_mut().enumerate().skip(1) {
+                    *x = S::load_b(at.add(v * 2 * LANES).cast());
+                }
                 for r in 0..R {
                     let w = S::splat_b(weights[r].as_ptr().add(2 * pair).cast());
                     for v in 0..V {

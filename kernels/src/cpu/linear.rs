@@ -10,6 +10,9 @@ use crate::memory::Shared;
 use crate::packed::{GROUP, Layout, Packed, TILE_ROWS};
 use crate::pool::Pool;
 
+/// Weights that all blocks of rows pass over before the next ones are touched: a share of the second-level cache.
+const HOT_BYTES: usize = 128 << 10;
+
 /// What happens to a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Store {
@@ -196,9 +199,12 @@ unsafe fn tile<S: Simd, G: Groups, const T: usize>(
 
 #[inline(always)]
 unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *const u16)) {
-    for block in (0..job.x.rows).step_by(BLOCK_ROWS) {
+    let tile_bytes = job.weights.cols / GROUP * (G::CODE_BYTES + 2 * G::SCALES);
+    let hot_tiles = (HOT_BYTES / tile_bytes).max(1);
+    let tiles = (job.first_tile..job.last_tile).step_by(hot_tiles);
+    for (first, block) in tiles.flat_map(|t| (0..job.x.rows).step_by(BLOCK_ROWS).map(move |b| (t, b))) {
         let end = (block + BLOCK_ROWS).min(job.x.rows);
-        for t in job.first_tile..job.last_tile {
+        for t in first..(first + hot_tiles).min(job.last_tile) {
             let mut row = block;
             while row < end {
                 let left = end - row;

@@ -1,0 +1,155 @@
+//! The plain definition of every operation: one loop a sum, in f64 wherever the kernels are free to round. Slow, for
+//! tests and doubts only.
+//!
+//! Where the kernels round on purpose (8-bit activations, bf16 queries, keys and values, repacked weights), so does
+//! this: what remains between the two is f32 arithmetic, and can be held to a tight bound.
+
+use crate::backend::Rope;
+use crate::packed::{GROUP, Stored};
+use crate::quants::{Dtype, dequantize, k_scale_min};
+use half::{bf16, f16};
+
+/// A value, and the sum of the absolute values of all terms it is made of: rounding errors are a share of that.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sum {
+    pub value: f64,
+    pub magnitude: f64,
+}
+
+/// Every weight of a stored matrix, row-major, as the packed layouts hold it: exact for float types and for those with
+/// one scale a group of 32, scales and minima rounded to f16 for Q4_K, the nearest 8-bit grid a group for the rest.
+///
+/// # Panics
+/// If the data is shorter than the shape.
+pub fn weights(stored: Stored<'_>) -> Vec<Sum> {
+    let mut values = vec![0.0; stored.rows * stored.cols];
+    dequantize(stored.dtype, stored.data, &mut values);
+    let exact = |x: f32| Sum { value: f64::from(x), magnitude: f64::from(x).abs() };
+    match stored.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::Q8_0 | Dtype::Q5_0 | Dtype::IQ4_NL => {
+            values.into_iter().map(exact).collect()
+        }
+        Dtype::Q4_0 | Dtype::Q4_1 => with_minimum(stored, &values),
+        Dtype::Q4_K => q4_k(stored.data),
+        _ => values.chunks_exact(GROUP).flat_map(nearest_grid).map(exact).collect(),
+    }
+}
+
+/// d · code + m: both terms count, for they may cancel.
+fn with_minimum(stored: Stored<'_>, values: &[f32]) -> Vec<Sum> {
+    let half = |b: &[u8], at: usize| f64::from(f16::from_le_bytes([b[at], b[at + 1]]).to_f32());
+    let blocks = stored.data.chunks_exact(stored.dtype.block_bytes());
+    let minima = blocks.map(|b| if stored.dtype == Dtype::Q4_1 { half(b, 2) } else { -8.0 * half(b, 0) });
+    values
+        .chunks_exact(GROUP)
+        .zip(minima)
+        .flat_map(|(group, m)| {
+            group.iter().map(move |&x| {
+                let value = f64::from(x);
+                Sum { value, magnitude: (value - m).abs() + m.abs() }
+            })
+        })
+        .collect()
+}
+
+fn q4_k(data: &[u8]) -> Vec<Sum> {
+    let half = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();
+    let round = |x: f32| f64::from(f16::from_f32(x).to_f32());
+    let mut out = Vec::with_capacity(data.len() / Dtype::Q4_K.block_bytes() * 256);
+    for block in data.chunks_exact(Dtype::Q4_K.block_bytes()) {
+        for i in 0..256 {
+            let (scale, min) = k_scale_min(i / 32, &block[4..16]);
+            let d = round(half(block, 0) * f32::from(scale));
+            let m = round(-half(block, 2) * f32::from(min));
+            let byte = block[16 + i / 64 * 32 + i % 32];
+            let code = f64::from(if i / 32 % 2 == 0 { byte & 15 } else { byte >> 4 });
+            out.push(Sum { value: d * code + m, magnitude: (d * code).abs() + m.abs() });
+        }
+    }
+    out
+}
+
+fn nearest_grid(group: &[f32]) -> Vec<f32> {
+    let largest = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let d = f16::from_f32(largest / 127.0).to_f32();
+    let code = |x: f32| if d > 0.0 { (x * (1.0 / d)).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
+    group.iter().map(|&x| code(x) * d).collect()
+}
+
+/// A row after 8-bit quantisation in groups of 32: whole multiples of amax / 127.
+pub fn quantize_row(x: &[f32]) -> Vec<f64> {
+    let quantize = |group: &[f32]| {
+        let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+        let scale = f64::from(amax / 127.0);
+        group.iter().map(|x| f64::from((x * inverse).round_ties_even()) * scale).collect::<Vec<f64>>()
+    };
+    x.chunks(GROUP).flat_map(quantize).collect()
+}
+
+/// One row times a matrix of `x.len()` columns.
+pub fn linear(weights: &[Sum], x: &[f64]) -> Vec<Sum> {
+    let output = |w: &[Sum]| {
+        w.iter().zip(x).fold(Sum::default(), |sum, (w, x)| Sum {
+            value: sum.value + w.value * x,
+            magnitude: sum.magnitude + w.magnitude * x.abs(),
+        })
+    };
+    weights.chunks_exact(x.len()).map(output).collect()
+}
+
+/// x / √(mean of squares + eps) · weight.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
+    let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / x.len() as f64;
+    let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+    x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * factor * f64::from(w)).collect()
+}
+
+/// silu(gate) · up of a row that holds the gate's values, then up's.
+pub fn silu_mul(gate_up: &[f32]) -> Vec<f64> {
+    let (gate, up) = gate_up.split_at(gate_up.len() / 2);
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    gate.iter().zip(up).map(|(&g, &u)| silu(f64::from(g)) * f64::from(u)).collect()
+}
+
+/// One head turned to `position`: pairs (i, i + n) of the first 2 n dimensions. In f32, operation by operation as the
+/// kernels do it, because the result is rounded to bf16 next and a last bit would become a whole bf16 step.
+pub fn rotate(head: &[f32], position: u32, rope: &Rope) -> Vec<f32> {
+    let n = rope.inverse_frequencies.len();
+    let mut out = head.to_vec();
+    for (i, frequency) in rope.inverse_frequencies.iter().enumerate() {
+        let (sin, cos) = (position as f32 * frequency).sin_cos();
+        let (sin, cos) = (sin * rope.factor, cos * rope.factor);
+        let (a, b) = (head[i], head[i + n]);
+        out[i] = a * cos - b * sin;
+        out[i + n] = b.mul_add(cos, a * sin);
+    }
+    out
+}
+
+/// The nearest bf16 of every value.
+pub fn round_bf16(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
+}
+
+/// Softmax attention of one query over all keys given: the output, and the largest absolute score's terms added up.
+pub fn attend(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> (Vec<Sum>, f64) {
+    let mut steepest = 0.0_f64;
+    let mut scores = Vec::with_capacity(keys.len());
+    for key in keys {
+        let products = query.iter().zip(*key).map(|(&q, &k)| f64::from(q) * f64::from(k) * f64::from(scale));
+        steepest = steepest.max(products.clone().map(f64::abs).sum());
+        scores.push(products.sum::<f64>());
+    }
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut out = vec![Sum::default(); query.len()];
+    for (weight, value) in weights.iter().zip(values) {
+        for (sum, &v) in out.iter_mut().zip(*value) {
+            sum.value += weight / total * f64::from(v);
+            sum.magnitude += weight / total * f64::from(v).abs();
+        }
+    }
+    (out, steepest)
+}

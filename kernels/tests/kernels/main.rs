@@ -1,0 +1,9 @@
+//! The kernels against their plain definitions, and against themselves: every ISA, thread count, batch and chunking
+//! must give the same bits. Through the public interface alone.
+
+mod attention;
+mod inputs;
+mod linear;
+mod quants;
+mod refusals;
+mod rows;
