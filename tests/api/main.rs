@@ -1,0 +1,13 @@
+//! The API over real HTTP: the real router, listener and engine around a runner that needs no model.
+
+mod chat;
+mod completions;
+mod control_tokens;
+mod errors;
+mod lifecycle;
+mod overload;
+mod routes;
+mod scripted_runner;
+mod streams;
+mod test_server;
+mod tiny_tokenizer;

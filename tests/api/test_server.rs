@@ -1,0 +1,191 @@
+//! A server in this process: the real listener, router and engine over the scripted runner.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rill_engine::{Engine, EngineConfig, EngineHandle};
+use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router};
+use rill_server::auth::ApiKeys;
+use rill_server::body::BodyLimits;
+use rill_server::chat_template::ChatTemplate;
+use rill_server::listen::{self, ListenLimits};
+use rill_server::prompt::PromptEncoder;
+use rill_tests::http::{self, Response};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use crate::scripted_runner::{Knobs, ScriptedRunner};
+use crate::tiny_tokenizer::{IM_END, tokenizer};
+
+pub const MODEL: &str = "org/tiny";
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+pub const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}\
+                          {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+pub struct TestServer {
+    pub address: SocketAddr,
+    pub state: Arc<AppState>,
+    pub engine: EngineHandle,
+    pub knobs: Arc<Knobs>,
+    stop: watch::Sender<bool>,
+    /// Last, so that it is dropped last.
+    runtime: Runtime,
+}
+
+/// What tests vary.
+pub struct Setup {
+    pub engine: EngineConfig,
+    pub options: AppOptions,
+    pub listen: ListenLimits,
+    pub template: Option<&'static str>,
+    /// Leave the model "loading" until `TestServer::load`.
+    pub loading: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            engine: EngineConfig {
+                block_size: 16,
+                num_blocks: 256,
+                context_len: 512,
+                max_batch_tokens: 64,
+                max_running: 8,
+                max_waiting: 16,
+                ..EngineConfig::default()
+            },
+            options: AppOptions {
+                keys: ApiKeys::default(),
+                body: BodyLimits { bytes_max: BODY_BYTES_MAX, time_max: Duration::from_secs(1) },
+                cors: CorsPolicy::Local,
+                trust_request_chat_template: false,
+            },
+            listen: ListenLimits {
+                connections_max: 64,
+                head_time_max: Duration::from_secs(1),
+                write_stall_max: Duration::from_secs(1),
+            },
+            template: Some(CHATML),
+            loading: false,
+        }
+    }
+}
+
+pub fn start() -> TestServer {
+    start_with(Setup::default())
+}
+
+pub fn start_with(setup: Setup) -> TestServer {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let knobs = Arc::new(Knobs::default());
+    let state = AppState::new(setup.options);
+    let runner = ScriptedRunner { knobs: knobs.clone() };
+    let engine = Engine::start(Box::new(runner), tokenizer(), setup.engine).expect("a sound configuration");
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (stop, stopping) = watch::channel(false);
+    runtime.spawn(listen::serve(listener, router(state.clone()), setup.listen, stopping));
+    let server = TestServer { address, state, engine, knobs, stop, runtime };
+    if !setup.loading {
+        server.load(setup.template);
+    }
+    server
+}
+
+impl TestServer {
+    /// The model is loaded from now on.
+    pub fn load(&self, template: Option<&str>) {
+        self.state.serve(Serving {
+            engine: self.engine.clone(),
+            names: vec![MODEL.to_owned(), "alias".to_owned()],
+            prompts: PromptEncoder::new(tokenizer(), self.engine.config().context_len),
+            template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
+            eos_token_ids: vec![IM_END],
+            created_s: 1,
+            fingerprint: "rill_test".to_owned(),
+        });
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        http::call(self.address, "GET", path, "").unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    pub fn post(&self, path: &str, body: &str) -> Response {
+        http::call(self.address, "POST", path, body).unwrap_or_else(|error| panic!("POST {path}: {error}"))
+    }
+
+    /// A request that must succeed.
+    #[track_caller]
+    pub fn ok(&self, path: &str, body: Value) -> Value {
+        let response = self.post(path, &body.to_string());
+        assert_eq!(response.status, 200, "{path} {body}: {}", response.text());
+        response.json()
+    }
+
+    /// A streamed request's events, `[DONE]` checked and left out.
+    #[track_caller]
+    pub fn events(&self, path: &str, body: Value) -> Vec<Value> {
+        let response = http::open(self.address, "POST", path, &body.to_string()).expect("the server answers");
+        assert_eq!(response.status, 200);
+        let mut events = response.events().expect("the stream is well formed");
+        assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+        events.iter().map(|event| serde_json::from_str(event).expect("JSON")).collect()
+    }
+
+    /// Sends raw bytes and returns all that comes back until the server closes.
+    pub fn raw(&self, bytes: &[u8]) -> String {
+        use std::io::{Read, Write};
+
+        let mut stream = http::connect(self.address, Duration::from_secs(20)).expect("the server listens");
+        stream.write_all(bytes).expect("the server reads");
+        let mut answer = Vec::new();
+        // A reset after the answer still leaves the answer.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Waits until the condition holds.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, condition: impl Fn(&TestServer) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < Duration::from_secs(10), "still not: {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Nothing runs, waits or holds a block any more.
+    #[track_caller]
+    pub fn assert_idle_soon(&self) {
+        self.wait_until("idle", |server| {
+            let stats = server.engine.stats();
+            stats.running() == 0
+                && stats.waiting() == 0
+                && stats.blocks_held() == 0
+                && server.state.drain().in_flight() == 0
+        });
+        let stats = self.engine.stats();
+        assert_eq!(stats.blocks_free() + stats.blocks_cached(), stats.blocks_total(), "a block leaked");
+    }
+
+    /// What the binary does on SIGTERM, up to closing the listener.
+    pub fn start_draining(&self) {
+        self.state.drain().start();
+        self.engine.drain();
+    }
+
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.knobs.resume();
+        self.engine.shutdown();
+        // The listener has ended already if nobody hears it.
+        let _ = self.stop.send(true);
+    }
+}
