@@ -72,6 +72,15 @@ pub enum Device {
     Cpu,
 }
 
+impl From<Device> for rill_models::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => rill_models::Device::Auto,
+            Device::Cpu => rill_models::Device::Cpu,
+        }
+    }
+}
+
 /// Facts about this machine that defaults come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {

@@ -195,7 +195,3 @@ fn unused_marker(text: &str) -> String {
         .find(|marker| !text.contains(marker.as_str()))
         .unwrap_or_default()
 }
-
-#[cfg(test)]
-#[path = "prompt_tests.rs"]
-mod tests;

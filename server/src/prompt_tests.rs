@@ -1,1 +1,0 @@
-//! Control tokens in chats.
