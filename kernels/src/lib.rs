@@ -6,6 +6,7 @@ mod memory;
 mod packed;
 mod pool;
 mod quants;
+pub mod reference;
 
 pub use backend::{AttentionShape, Backend, CacheShape, Rope, StepInput};
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};

@@ -67,7 +67,7 @@ pub(super) fn attention(
     assert!(dim.is_multiple_of(32) && dim <= 256, "heads of {dim} dimensions");
     assert!(cache.kv_heads == heads.kv_heads && cache.head_dim == dim, "the cache has another shape");
     assert!(qkv.rows == rows && qkv.width == heads.qkv_width(), "queries, keys and values have another shape");
-    assert!(step.queries.len() >= rows * heads.heads * dim, "the step was prepared for fewer rows");
+    assert!(step.rows == rows && step.heads == Some(heads), "the step was prepared for another batch");
     let slots = cache.shape.blocks * cache.shape.block_size;
     assert!(input.slot_mapping.iter().all(|&slot| (slot as usize) < slots), "a slot beyond the cache");
     assert!(input.block_tables.iter().all(|&b| (b as usize) < cache.shape.blocks), "a block beyond the cache");

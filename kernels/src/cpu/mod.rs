@@ -62,6 +62,9 @@ impl Matrix {
 /// What one step's attention needs, for all layers.
 #[derive(Default)]
 pub struct Step {
+    rows: usize,
+    /// Heads and head dimension it was prepared for.
+    heads: Option<AttentionShape>,
     /// Cosines then sines of each row: `[row][2][n]`.
     rotations: Buffer<f32>,
     frequencies: usize,
@@ -140,7 +143,9 @@ impl Backend for CpuBackend {
 
     fn prepare(&mut self, input: StepInput<'_>, rope: &Rope, heads: AttentionShape, step: &mut Step) {
         let n = rope.inverse_frequencies.len();
-        step.frequencies = n;
+        assert!(2 * n <= heads.head_dim, "{n} frequencies turn more than {} dimensions", heads.head_dim);
+        assert!(heads.kv_heads > 0 && heads.heads.is_multiple_of(heads.kv_heads), "heads in whole groups");
+        (step.rows, step.heads, step.frequencies) = (input.positions.len(), Some(heads), n);
         step.rotations.reserve(input.positions.len() * 2 * n);
         step.queries.reserve(input.positions.len() * heads.heads * heads.head_dim);
         let rotations = Shared::new(&mut step.rotations);
@@ -232,6 +237,7 @@ impl Backend for CpuBackend {
     }
 
     fn silu_mul(&mut self, gate_up: &Matrix, (out, form): (&mut Rows, Form)) {
+        assert!(gate_up.width.is_multiple_of(2), "a gate and an up value for each output");
         let width = gate_up.width / 2;
         let out = out.reset(gate_up.rows, width, form);
         let isa = self.isa;

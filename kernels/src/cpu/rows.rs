@@ -17,6 +17,9 @@ use crate::packed::GROUP;
 /// Rows a block.
 pub(crate) const BLOCK_ROWS: usize = 16;
 
+/// Groups of smaller values are zeros: the reciprocal of their scale would not be finite.
+const AMAX_MIN: f32 = 1e-30;
+
 /// What a linear layer multiplies with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Form {
@@ -108,7 +111,8 @@ impl RowsOut {
                 let a = S::load(x.add(g * GROUP));
                 let b = S::load(x.add(g * GROUP + LANES));
                 let amax = S::reduce_max(S::max(S::abs(a), S::abs(b)));
-                let inverse = S::splat(if amax > 0.0 { 127.0 / amax } else { 0.0 });
+                let amax = if amax < AMAX_MIN { 0.0 } else { amax };
+                let inverse = S::splat(if amax == 0.0 { 0.0 } else { 127.0 / amax });
                 let a = S::round(S::mul(a, inverse));
                 let b = S::round(S::mul(b, inverse));
                 S::store_i8(self.q.at(place * GROUP), a);
