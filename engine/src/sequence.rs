@@ -240,7 +240,7 @@ mod tests {
         let mut s = sequence(&[1, 2, 3], false);
         assert_eq!(wanted(&s), [2]);
         s.samples = false;
-        assert_eq!(wanted(&s), []);
+        assert_eq!(wanted(&s), Vec::<usize>::new());
         s.prompt_rows_from = Some(0);
         assert_eq!(wanted(&s), [0, 1]);
         s.prompt_rows_from = Some(1);

@@ -1,0 +1,166 @@
+//! A runner whose logits are a hash of the whole context it sees, read back through block tables and slots: a wrong,
+//! stale or overwritten block anywhere in a sequence's past changes its tokens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rill_engine::{Runner, RunnerError, TokenText};
+use rill_models::ForwardInput;
+
+/// Token 0 ends a text; both 0 and 1 are control tokens.
+pub const EOS: u32 = 0;
+
+/// What each token stands for: letters that make stop strings likely, whole and split characters, broken bytes.
+const PIECES: [&[u8]; 32] = [
+    b"<eos>",
+    b"<ctl>",
+    b"a",
+    b"b",
+    b"c",
+    b"ab",
+    b"bc",
+    b" a",
+    b" ",
+    b"\n",
+    b"cab",
+    b"aa",
+    b"\xc3\xa9",
+    b"\xc3",
+    b"\xa9",
+    b"\xf0\x9f",
+    b"\x98",
+    b"\x80",
+    b"\xf0\x9f\x98\x80",
+    b"\xff",
+    b"\xe2\x82\xac",
+    b"\xe2\x82",
+    b"\xac",
+    b"",
+    b"d",
+    b"e",
+    b"f",
+    b"g",
+    b"h",
+    b"i",
+    b"j",
+    b"\xed\xa0\x80",
+];
+
+pub const VOCAB: usize = PIECES.len();
+
+/// The fake model's tokenizer.
+pub struct FakeText;
+
+impl TokenText for FakeText {
+    fn token_bytes(&self, id: u32) -> &[u8] {
+        PIECES.get(id as usize).copied().unwrap_or_default()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        id < 2
+    }
+}
+
+fn mix(state: u64, word: u64) -> u64 {
+    let z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// All the model knows after some tokens.
+#[derive(Clone, Copy, Default)]
+pub struct Context(u64);
+
+impl Context {
+    /// What a token adds to the KV cache, given all before it.
+    pub fn entry(self, token: u32, position: usize) -> u64 {
+        mix(mix(self.0, u64::from(token)), position as u64)
+    }
+
+    pub fn then(self, entry: u64) -> Context {
+        Context(mix(self.0.rotate_left(7), entry))
+    }
+
+    /// Next-token logits, in [-4, 4); the end token is likely enough to be met.
+    pub fn logits(self, out: &mut Vec<f32>) {
+        out.extend((0..VOCAB as u64).map(|id| (mix(self.0, id) >> 40) as f32 / (1 << 24) as f32 * 8.0 - 4.0));
+    }
+}
+
+/// What the next forward passes are to do; shared with the test.
+#[derive(Default)]
+pub struct Faults {
+    /// So many passes from now one fails; 0 is never.
+    pub fail_batch_in: AtomicU32,
+    pub die_in: AtomicU32,
+    pub panic_in: AtomicU32,
+}
+
+impl Faults {
+    fn due(counter: &AtomicU32) -> bool {
+        let left = counter.load(Ordering::Relaxed);
+        if left > 0 {
+            counter.store(left - 1, Ordering::Relaxed);
+        }
+        left == 1
+    }
+}
+
+pub struct FakeRunner {
+    block_size: usize,
+    /// One entry a slot.
+    kv: Vec<u64>,
+    faults: Arc<Faults>,
+}
+
+impl FakeRunner {
+    pub fn new(num_blocks: usize, block_size: usize, faults: Arc<Faults>) -> FakeRunner {
+        FakeRunner { block_size, kv: vec![u64::MAX; num_blocks * block_size], faults }
+    }
+}
+
+impl Runner for FakeRunner {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
+        assert!(!Faults::due(&self.faults.panic_in), "an injected panic");
+        if Faults::due(&self.faults.die_in) {
+            return Err(RunnerError::Fatal("an injected death".into()));
+        }
+        if Faults::due(&self.faults.fail_batch_in) {
+            // What a failed pass leaves behind must never be read.
+            for &slot in &input.slot_mapping {
+                self.kv[slot as usize] = 0xbad;
+            }
+            return Err(RunnerError::Batch("an injected failure".into()));
+        }
+        logits.clear();
+        let mut wanted = input.logit_rows.iter().copied().peekable();
+        for sequence in 0..input.sequences() {
+            let range = |starts: &[u32]| starts[sequence] as usize..starts[sequence + 1] as usize;
+            let table = &input.block_tables[range(&input.block_table_starts)];
+            let rows = range(&input.query_starts);
+            let slot = |position: usize| {
+                table[position / self.block_size] as usize * self.block_size + position % self.block_size
+            };
+            let first = input.context_lens[sequence] as usize - rows.len();
+            let mut context =
+                (0..first).fold(Context::default(), |seen, position| seen.then(self.kv[slot(position)]));
+            for (position, row) in (first..).zip(rows) {
+                assert_eq!(input.positions[row] as usize, position);
+                assert_eq!(input.slot_mapping[row] as usize, slot(position));
+                let entry = context.entry(input.token_ids[row], position);
+                self.kv[slot(position)] = entry;
+                context = context.then(entry);
+                if wanted.next_if_eq(&(row as u32)).is_some() {
+                    context.logits(logits);
+                }
+            }
+        }
+        assert_eq!(wanted.next(), None, "logit rows ascend and exist");
+        Ok(())
+    }
+}

@@ -1,0 +1,370 @@
+//! Seeded simulation of the whole engine but its thread: random workloads on tiny pools, every invariant checked at
+//! every step, every output compared with a plain model's.
+//!
+//! `cargo test -p rill-tests --test simulation -- --seed 17` replays one run; `--runs 20000` does more of them.
+
+mod fake_runner;
+mod plain_model;
+mod scheduling_bounds;
+mod workload;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use fake_runner::{FakeRunner, FakeText, Faults};
+use plain_model::Expected;
+use rill_engine::{
+    Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, FailureKind, GenerateRequest, Outcome,
+    Step, SubmitError,
+};
+use workload::{Prefixes, Random};
+
+const RUNS: u64 = 1500;
+const STEPS_A_RUN: usize = 200;
+
+/// Totals over all runs, to show that the interesting things do happen.
+#[derive(Debug, Default)]
+struct Seen {
+    steps: u64,
+    tokens: u64,
+    finished: u64,
+    cancelled: u64,
+    failed: u64,
+    overdue: u64,
+    refused: u64,
+    preemptions: u64,
+    cache_hits: u64,
+    shared_blocks: u64,
+    runs_ended_by_death: u64,
+}
+
+/// A request the engine has accepted, and what its stream has said so far.
+struct Live {
+    request: GenerateRequest,
+    stream: EventStream,
+    got: Expected,
+    cached_tokens: u32,
+    submitted_us: u64,
+    failure: Option<(FailureKind, String)>,
+}
+
+struct Simulation {
+    random: Random,
+    config: EngineConfig,
+    prefixes: Prefixes,
+    core: EngineCore,
+    handle: EngineHandle,
+    faults: Arc<Faults>,
+    now_us: Arc<AtomicU64>,
+    live: Vec<Live>,
+    accepted: u64,
+    seen: Seen,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Simulation {
+        let mut random = Random::new(seed);
+        let block_size = random.between(1, 8);
+        let num_blocks = random.between(3, 40);
+        let max_running = random.between(1, 8);
+        let capacity = block_size * num_blocks;
+        let config = EngineConfig {
+            block_size,
+            num_blocks,
+            context_len: random.between(2, (capacity + 8).min(120)),
+            max_batch_tokens: max_running + random.between(0, 24),
+            max_running,
+            max_waiting: random.between(1, 16),
+            max_waiting_tokens: random.between(20, 400),
+            max_queue_wait_ms: random.one_in(4).then_some(30),
+            prefix_caching: !random.one_in(5),
+        };
+        let faults = Arc::new(Faults::default());
+        let now_us = Arc::new(AtomicU64::new(0));
+        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults));
+        let clock = Clock::manual(Arc::clone(&now_us));
+        let (core, handle) =
+            EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
+        let prefixes = Prefixes::new(&mut random, config.context_len);
+        let (live, seen) = (Vec::new(), Seen::default());
+        Simulation { random, config, prefixes, core, handle, faults, now_us, live, accepted: 0, seen }
+    }
+
+    fn run(mut self) -> Seen {
+        let busy = self.random.between(1, 6);
+        let with_faults = self.random.one_in(3);
+        for _ in 0..STEPS_A_RUN {
+            if self.random.one_in(busy) {
+                self.submit();
+            }
+            if !self.live.is_empty() && self.random.one_in(25) {
+                let gone = self.random.below(self.live.len());
+                self.live.swap_remove(gone);
+                self.seen.cancelled += 1;
+            }
+            if with_faults && self.random.one_in(60) {
+                self.faults.fail_batch_in.store(1, Relaxed);
+            }
+            self.now_us.fetch_add(self.random.between(0, 4000) as u64, Relaxed);
+            self.step();
+        }
+        if self.random.one_in(10) {
+            self.die();
+        } else if self.random.one_in(10) {
+            self.shut_down();
+        } else {
+            self.drain();
+        }
+        self.seen
+    }
+
+    fn submit(&mut self) {
+        let request = workload::request(&mut self.random, &self.prefixes, &self.config);
+        let prompt_len = request.prompt.len();
+        let stats = self.handle.stats();
+        let backlog = (stats.waiting(), stats.waiting_tokens());
+        match self.handle.submit(request.clone()) {
+            Ok(stream) => {
+                self.accepted += 1;
+                let got = Expected::default();
+                let submitted_us = self.now_us.load(Relaxed);
+                self.live.push(Live { request, stream, got, cached_tokens: 0, submitted_us, failure: None });
+                return;
+            }
+            Err(SubmitError::Invalid(_)) => {
+                let room = self.config.context_len - usize::from(request.stop.max_tokens > 0);
+                assert!(prompt_len > room, "refused for no reason: {request:?}");
+            }
+            Err(SubmitError::TooLarge { needed, capacity }) => {
+                assert_eq!(capacity, self.config.block_size * self.config.num_blocks);
+                assert!(needed > capacity && needed >= prompt_len);
+            }
+            Err(SubmitError::QueueFull { waiting, limit }) => {
+                assert!(waiting == limit && limit == self.config.max_waiting && backlog.0 >= waiting);
+            }
+            Err(SubmitError::QueueTokensFull { waiting_tokens, limit }) => {
+                assert_eq!((waiting_tokens, limit), (backlog.1, self.config.max_waiting_tokens));
+                assert!(backlog.0 > 0 && waiting_tokens + prompt_len > limit);
+            }
+            Err(error @ (SubmitError::Draining | SubmitError::Dead(_))) => panic!("{error}"),
+        }
+        self.seen.refused += 1;
+    }
+
+    fn step(&mut self) -> Step {
+        let step = self.core.step().expect("no fatal error was injected");
+        self.core.check_invariants().expect("an invariant");
+        self.seen.steps += 1;
+        if let Step::Worked { tokens } = step {
+            self.seen.tokens += tokens as u64;
+        }
+        let pool = self.core.scheduler().pool();
+        let shared = (0..pool.num_blocks() as u32).filter(|&block| pool.holders(block) > 1).count();
+        self.seen.shared_blocks += shared as u64;
+        self.read_streams();
+        let scheduler = self.core.scheduler();
+        let sequences = scheduler.running().len() + scheduler.waiting().len();
+        assert_eq!(sequences, self.live.len(), "one sequence for each stream that is held and has not ended");
+        let stats = self.handle.stats();
+        assert_eq!((stats.running(), stats.waiting()), (scheduler.running().len(), scheduler.waiting().len()));
+        let usage = scheduler.pool().usage();
+        assert_eq!(
+            (stats.blocks_free(), stats.blocks_cached(), stats.blocks_held()),
+            (usage.free, usage.evictable, usage.held)
+        );
+        step
+    }
+
+    /// Takes in all events; a stream that has ended is compared with what it had to be and forgotten.
+    fn read_streams(&mut self) {
+        let now = self.now_us.load(Relaxed);
+        let mut place = 0;
+        while place < self.live.len() {
+            if !self.live[place].read() {
+                place += 1;
+                continue;
+            }
+            let live = self.live.swap_remove(place);
+            match &live.failure {
+                None => {
+                    live.compare(&self.config);
+                    self.seen.finished += 1;
+                }
+                Some((FailureKind::Overloaded, _)) => {
+                    let limit = self.config.max_queue_wait_ms.expect("a limit, since it was reached");
+                    assert!(now - live.submitted_us > limit * 1000);
+                    self.seen.overdue += 1;
+                }
+                Some((kind, message)) => {
+                    assert_eq!(*kind, FailureKind::Internal, "{message}");
+                    assert!(message.contains("an injected failure"), "{message}");
+                    self.seen.failed += 1;
+                }
+            }
+        }
+    }
+
+    /// No new work: everything must end within as many steps as there are tokens to compute, many times over.
+    fn drain(&mut self) {
+        self.handle.drain();
+        let request = workload::request(&mut Random::new(1), &self.prefixes, &self.config);
+        assert!(!matches!(self.handle.submit(request), Ok(_) | Err(SubmitError::Dead(_))));
+        let mut steps = 0;
+        while self.step() != Step::Idle {
+            steps += 1;
+            assert!(steps < 20_000, "{} requests do not end", self.live.len());
+        }
+        assert!(self.live.is_empty());
+        assert!(self.handle.wait_drained(std::time::Duration::ZERO));
+        let stats = self.handle.stats();
+        assert_eq!((stats.blocks_held(), stats.waiting_tokens()), (0, 0));
+        assert_eq!(stats.blocks_free() + stats.blocks_cached(), self.config.num_blocks);
+        self.seen.preemptions += stats.preemptions.get();
+        self.seen.cache_hits += stats.prefix_cache_hits.get();
+        let ended: u64 = Outcome::ALL.iter().map(|&outcome| stats.requests_finished(outcome)).sum();
+        assert_eq!(ended, self.accepted);
+        assert_eq!(stats.requests_finished(Outcome::Abort), self.seen.cancelled);
+        assert_eq!(stats.requests_finished(Outcome::Error), self.seen.failed + self.seen.overdue);
+    }
+
+    fn shut_down(&mut self) {
+        self.handle.shutdown();
+        assert_eq!(self.core.step(), Ok(Step::Stop));
+        self.end(FailureKind::ShuttingDown, "shutting down");
+    }
+
+    fn die(&mut self) {
+        self.submit();
+        self.faults.fail_batch_in.store(0, Relaxed);
+        self.faults.die_in.store(1, Relaxed);
+        self.seen.runs_ended_by_death += 1;
+        self.end(FailureKind::Internal, "an injected death");
+    }
+
+    /// Runs the core to its end; each stream must end at once, and with the reason.
+    fn end(&mut self, kind: FailureKind, reason: &str) {
+        let runner = FakeRunner::new(1, 1, Arc::default());
+        let config = EngineConfig { num_blocks: 1, block_size: 1, ..self.config.clone() };
+        let other = EngineCore::new(Box::new(runner), Arc::new(FakeText), config, Clock::monotonic());
+        let (core, handle) = other.expect("a valid config");
+        // With its handle gone the core does not wait for more.
+        self.handle = handle;
+        std::mem::replace(&mut self.core, core).run();
+        for mut live in self.live.drain(..) {
+            assert!(live.read(), "a stream hangs");
+            if let Some((got, message)) = live.failure {
+                assert!(got == FailureKind::Overloaded || (got == kind && message.contains(reason)), "{message}");
+            }
+        }
+    }
+}
+
+impl Live {
+    /// Takes in what has come; true once the terminal event has.
+    fn read(&mut self) -> bool {
+        let mut ended = false;
+        while let Some(event) = self.stream.try_next() {
+            assert!(!ended, "{event:?} after the terminal event");
+            match event {
+                Event::Prompt { logprobs } => {
+                    assert!(self.got.token_ids.is_empty() && self.got.prompt_logprobs.is_none());
+                    self.got.prompt_logprobs = Some(logprobs);
+                }
+                Event::Delta { text, token_ids, logprobs } => {
+                    self.got.text.push_str(&text);
+                    self.got.token_ids.extend(token_ids);
+                    self.got.logprobs.extend(logprobs);
+                }
+                Event::Finished { reason, usage } => {
+                    ended = true;
+                    self.got.reason = Some(reason);
+                    self.cached_tokens = usage.cached_tokens;
+                    assert_eq!(usage.prompt_tokens as usize, self.request.prompt.len());
+                    assert_eq!(usage.completion_tokens as usize, self.got.token_ids.len());
+                }
+                Event::Failed { kind, message } => {
+                    ended = true;
+                    self.failure = Some((kind, message));
+                }
+            }
+        }
+        ended
+    }
+
+    fn compare(&self, config: &EngineConfig) {
+        let want = plain_model::run(&self.request, config.context_len);
+        assert_eq!(self.got, want, "{:?}", self.request);
+        let cached = self.cached_tokens as usize;
+        assert!(cached < self.request.prompt.len() && cached.is_multiple_of(config.block_size));
+        assert!(cached == 0 || (config.prefix_caching && self.request.prompt_logprobs.is_none()));
+    }
+}
+
+/// A run's totals, or the panic it ended in.
+fn simulate(seed: u64) -> Seen {
+    struct Replay(u64);
+    impl Drop for Replay {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("\nreplay with: cargo test -p rill-tests --test simulation -- --seed {}\n", self.0);
+            }
+        }
+    }
+    let _replay = Replay(seed);
+    Simulation::new(seed).run()
+}
+
+fn add(total: &mut Seen, seen: &Seen) {
+    total.steps += seen.steps;
+    total.tokens += seen.tokens;
+    total.finished += seen.finished;
+    total.cancelled += seen.cancelled;
+    total.failed += seen.failed;
+    total.overdue += seen.overdue;
+    total.refused += seen.refused;
+    total.preemptions += seen.preemptions;
+    total.cache_hits += seen.cache_hits;
+    total.shared_blocks += seen.shared_blocks;
+    total.runs_ended_by_death += seen.runs_ended_by_death;
+}
+
+/// The first number after `name` among the arguments.
+fn argument(arguments: &[String], name: &str) -> Option<u64> {
+    let place = arguments.iter().position(|argument| argument == name)?;
+    arguments.get(place + 1)?.parse().ok()
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        return;
+    }
+    let start = Instant::now();
+    let mut total = Seen::default();
+    let seeds = match argument(&arguments, "--seed") {
+        Some(seed) => seed..seed + 1,
+        None => 0..argument(&arguments, "--runs").unwrap_or(RUNS),
+    };
+    let all = seeds.clone();
+    for seed in seeds {
+        add(&mut total, &simulate(seed));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!("seeds {all:?}: {total:?} in {seconds:.1} s, {:.0} steps/s", total.steps as f64 / seconds);
+    if all.end - all.start >= RUNS {
+        let happened = [
+            total.finished,
+            total.cancelled,
+            total.failed,
+            total.overdue,
+            total.refused,
+            total.preemptions,
+            total.cache_hits,
+            total.shared_blocks,
+            total.runs_ended_by_death,
+        ];
+        assert!(happened.iter().all(|&count| count > 100), "something hardly ever happened: {total:?}");
+    }
+    scheduling_bounds::check();
+}
