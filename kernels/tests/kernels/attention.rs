@@ -5,7 +5,8 @@ use crate::inputs::{F32, Numbers, backends, cases, describe, difference, identit
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rill_kernels::{
-    AttentionShape, Backend, CacheShape, CpuBackend, Isa, KvCache, Linear, Matrix, Rope, Rows, Step, StepInput, reference,
+    AttentionShape, Backend, CacheShape, CpuBackend, Isa, KvCache, Linear, Matrix, Rope, Rows, Step, StepInput,
+    reference,
 };
 use std::cell::RefCell;
 use std::ops::Range;
@@ -63,8 +64,7 @@ impl World {
         let width = heads.qkv_width();
         // Steep scores now and then: a softmax that has to move its maximum.
         let size = [1.0, 1.0, 4.0][numbers.below(3)];
-        let mut qkv: Vec<f32> =
-            (0..starts[shape.lens.len()] * width).map(|_| numbers.normal() * size).collect();
+        let mut qkv: Vec<f32> = (0..starts[shape.lens.len()] * width).map(|_| numbers.normal() * size).collect();
         qkv.extend(std::iter::repeat_n(f32::NAN, width));
         qkv.extend(std::iter::repeat_n(f32::INFINITY, width));
         let table = load_f32(backend, &qkv, width);
@@ -256,8 +256,15 @@ fn every_head_shape_is_close_to_its_definition_and_the_same_everywhere() {
             let block_size = [16, 32, 64][(index + ratio) % 3];
             let lens = vec![33, 2, 67 + 16 * index];
             let frequencies = [head_dim / 2, head_dim / 4, head_dim / 2 - 3, 5, 0][(index + ratio) % 5];
-            let shape =
-                Shape { ratio, kv_heads, head_dim, block_size, frequencies, lens, seed: (index * 10 + ratio) as u64 };
+            let shape = Shape {
+                ratio,
+                kv_heads,
+                head_dim,
+                block_size,
+                frequencies,
+                lens,
+                seed: (index * 10 + ratio) as u64,
+            };
             check(&mut backends, &shape, |p| p % 9 == 0).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
         }
     }

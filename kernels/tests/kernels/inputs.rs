@@ -175,5 +175,10 @@ pub fn difference(given: &[f32], expected: &[f32]) -> Option<String> {
     }
     let at = given.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits())?;
     let count = given.iter().zip(expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-    Some(format!("{count} of {} values differ, first at {at}: {:e}, not {:e}", given.len(), given[at], expected[at]))
+    Some(format!(
+        "{count} of {} values differ, first at {at}: {:e}, not {:e}",
+        given.len(),
+        given[at],
+        expected[at]
+    ))
 }

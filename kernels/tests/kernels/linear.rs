@@ -1,6 +1,8 @@
 //! Linear layers of every type and shape: close to the plain definition, and the same bits however they are computed.
 
-use crate::inputs::{BOTH, Numbers, backends, cases, describe, difference, load_f32, matrix, product, rows, stored_bytes};
+use crate::inputs::{
+    BOTH, Numbers, backends, cases, describe, difference, load_f32, matrix, product, rows, stored_bytes,
+};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Linear, Matrix, Rows, Stored, reference};
@@ -32,12 +34,14 @@ impl Case {
 
     fn operands(&self) -> Operands {
         let mut numbers = Numbers(self.seed);
-        let data = self.parts.iter().map(|&(dtype, rows)| stored_bytes(dtype, rows, self.cols, &mut numbers)).collect();
+        let data =
+            self.parts.iter().map(|&(dtype, rows)| stored_bytes(dtype, rows, self.cols, &mut numbers)).collect();
         Operands { data, x: numbers.activations(self.tokens * self.cols) }
     }
 
     fn stored<'a>(&self, operands: &'a Operands) -> Vec<Stored<'a>> {
-        let part = |(&(dtype, rows), data): (&(Dtype, usize), &'a Vec<u8>)| Stored { dtype, rows, cols: self.cols, data };
+        let part =
+            |(&(dtype, rows), data): (&(Dtype, usize), &'a Vec<u8>)| Stored { dtype, rows, cols: self.cols, data };
         self.parts.iter().zip(&operands.data).map(part).collect()
     }
 
@@ -143,9 +147,8 @@ fn layers_of_any_shape_and_mixture_are_the_same_everywhere() {
         Case { parts, cols, tokens, seed }
     });
     let backends = RefCell::new(backends());
-    let result = TestRunner::new(cases(40)).run(&strategy, |case| {
-        check(&mut backends.borrow_mut(), &case).map_err(TestCaseError::fail)
-    });
+    let result = TestRunner::new(cases(40))
+        .run(&strategy, |case| check(&mut backends.borrow_mut(), &case).map_err(TestCaseError::fail));
     result.unwrap_or_else(|e| panic!("{e}"));
 }
 
@@ -153,7 +156,9 @@ fn layers_of_any_shape_and_mixture_are_the_same_everywhere() {
 #[test]
 fn extreme_codes_do_not_saturate() {
     for backend in &mut backends() {
-        for (dtype, byte, weight) in [(Dtype::Q8_0, 0x80_u8, -128.0), (Dtype::Q8_0, 0x7f, 127.0), (Dtype::Q4_1, 0xff, 15.0)] {
+        for (dtype, byte, weight) in
+            [(Dtype::Q8_0, 0x80_u8, -128.0), (Dtype::Q8_0, 0x7f, 127.0), (Dtype::Q4_1, 0xff, 15.0)]
+        {
             let mut block = vec![byte; dtype.block_bytes()];
             block[..2].copy_from_slice(&0x3c00_u16.to_le_bytes());
             if dtype == Dtype::Q4_1 {
@@ -161,7 +166,8 @@ fn extreme_codes_do_not_saturate() {
             }
             let cols = 1024;
             let data = block.repeat(16 * cols / 32);
-            let layer = backend.load_linear(&[Stored { dtype, rows: 16, cols, data: &data }]).expect("sound weights");
+            let layer =
+                backend.load_linear(&[Stored { dtype, rows: 16, cols, data: &data }]).expect("sound weights");
             for sign in [127.0, -127.0] {
                 let x = rows(backend, &vec![sign; cols], cols);
                 let given = product(backend, &layer, &x);
@@ -205,8 +211,9 @@ fn reused_memory_changes_nothing() {
 fn no_rows_and_no_matrices_are_fine() {
     let backend = &mut backends().remove(1);
     let data = stored_bytes(Dtype::Q8_0, 20, 64, &mut Numbers(8));
-    let layer =
-        backend.load_linear(&[Stored { dtype: Dtype::Q8_0, rows: 20, cols: 64, data: &data }]).expect("sound weights");
+    let layer = backend
+        .load_linear(&[Stored { dtype: Dtype::Q8_0, rows: 20, cols: 64, data: &data }])
+        .expect("sound weights");
     let none = rows(backend, &[], 64);
     assert!(product(backend, &layer, &none).is_empty());
     assert_eq!(backend.load_linear(&[]).expect("nothing").rows(), 0);
@@ -222,7 +229,8 @@ fn packed_sizes_are_what_the_layouts_say() {
     let mut numbers = Numbers(9);
     for dtype in DTYPES {
         let data = stored_bytes(dtype, 32, 512, &mut numbers);
-        let layer = backend.load_linear(&[Stored { dtype, rows: 32, cols: 512, data: &data }]).expect("sound weights");
+        let layer =
+            backend.load_linear(&[Stored { dtype, rows: 32, cols: 512, data: &data }]).expect("sound weights");
         let bits = match dtype {
             Dtype::F32 => 32.0,
             Dtype::F16 | Dtype::BF16 => 16.0,

@@ -78,7 +78,8 @@ fn random_bytes_decode_as_candle_decodes_them() {
     for dtype in DTYPES {
         let Some(theirs) = candle(dtype) else { continue };
         let data = stored_bytes(dtype, 64, 256, &mut numbers);
-        let tensor = qtensor_from_ggml(theirs, &data, vec![64, 256], &Device::Cpu).expect("candle takes the bytes");
+        let tensor =
+            qtensor_from_ggml(theirs, &data, vec![64, 256], &Device::Cpu).expect("candle takes the bytes");
         check(dtype, &data, &plain(&tensor), "random bytes");
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::inputs::{BOTH, F32, Numbers, isas, load_f32, matrix, rows, stored_bytes};
 use rill_kernels::{
-    AttentionShape, Backend, CacheShape, CpuBackend, DTYPES, Dtype, Matrix, PackError, Rope, Rows, Step, StepInput,
-    Stored,
+    AttentionShape, Backend, CacheShape, CpuBackend, DTYPES, Dtype, Matrix, PackError, Rope, Rows, Step,
+    StepInput, Stored,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -122,16 +122,27 @@ fn misused_attention_panics() {
     backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, BOTH));
 
     let bad = StepInput { slot_mapping: &[16, 32], ..good };
-    assert!(panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH))).contains("slot"));
+    assert!(
+        panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH))).contains("slot")
+    );
     let bad = StepInput { block_tables: &[2], ..good };
-    assert!(panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH))).contains("block"));
+    assert!(
+        panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH))).contains("block")
+    );
     let other = AttentionShape { heads: 1, kv_heads: 2, ..heads };
-    assert!(panics(|| backend.attention(&qkv, other, good, &mut step, &mut cache, (&mut out, BOTH))).contains("cache"));
+    assert!(
+        panics(|| backend.attention(&qkv, other, good, &mut step, &mut cache, (&mut out, BOTH))).contains("cache")
+    );
     let narrow = matrix(backend, &[0.5; 2 * 96], 96);
-    assert!(panics(|| backend.attention(&narrow, heads, good, &mut step, &mut cache, (&mut out, BOTH))).contains("shape"));
+    assert!(
+        panics(|| backend.attention(&narrow, heads, good, &mut step, &mut cache, (&mut out, BOTH)))
+            .contains("shape")
+    );
     let odd = AttentionShape { head_dim: 48, ..heads };
     let mut odd_cache = backend.new_kv_cache(shape, odd);
-    assert!(panics(|| backend.attention(&qkv, odd, good, &mut step, &mut odd_cache, (&mut out, BOTH))).contains("48"));
+    assert!(
+        panics(|| backend.attention(&qkv, odd, good, &mut step, &mut odd_cache, (&mut out, BOTH))).contains("48")
+    );
     let mut unprepared = Step::default();
     let message = panics(|| backend.attention(&qkv, heads, good, &mut unprepared, &mut cache, (&mut out, BOTH)));
     assert!(message.contains("prepared"));

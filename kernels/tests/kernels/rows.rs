@@ -1,7 +1,8 @@
 //! Row operations: embedding, norm, gated activation and quantisation.
 
 use crate::inputs::{
-    BOTH, F32, Numbers, backends, describe, difference, identity, load_f32, matrix, product, read, rows, stored_bytes,
+    BOTH, F32, Numbers, backends, describe, difference, identity, load_f32, matrix, product, read, rows,
+    stored_bytes,
 };
 use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference};
 
@@ -16,7 +17,9 @@ fn identity_q8(backend: &mut CpuBackend, width: usize) -> Linear {
             data.extend((0..32).map(|i| u8::from(group * 32 + i == row)));
         }
     }
-    backend.load_linear(&[Stored { dtype: Dtype::Q8_0, rows: width, cols: width, data: &data }]).expect("sound weights")
+    backend
+        .load_linear(&[Stored { dtype: Dtype::Q8_0, rows: width, cols: width, data: &data }])
+        .expect("sound weights")
 }
 
 /// Rows whose values are all the same, read as that value whatever it is: the sum over 16 columns of 1/16.
@@ -69,7 +72,11 @@ fn tiny_groups_become_zero() {
             let given = product(backend, &layer, &x)[0];
             // d = m = 1, all codes 1: twice the sum of 64 · (32..64).
             let expected = 2.0 * 64.0 * (32..64).sum::<i32>() as f32;
-            assert!((given / expected - 1.0).abs() < 0.01, "{tiny:e}: {given}, not {expected}, {}", describe(backend));
+            assert!(
+                (given / expected - 1.0).abs() < 0.01,
+                "{tiny:e}: {given}, not {expected}, {}",
+                describe(backend)
+            );
         }
     }
 }
@@ -99,9 +106,12 @@ fn embedding_reads_the_stored_row() {
                         let group = &plain[at + i / 32 * 32..][..32];
                         let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
                         let allowed = match dtype {
-                            Dtype::Q2_K | Dtype::Q3_K | Dtype::Q5_K | Dtype::Q6_K | Dtype::Q5_1 | Dtype::IQ4_XS => {
-                                amax / 250.0
-                            }
+                            Dtype::Q2_K
+                            | Dtype::Q3_K
+                            | Dtype::Q5_K
+                            | Dtype::Q6_K
+                            | Dtype::Q5_1
+                            | Dtype::IQ4_XS => amax / 250.0,
                             // Two roundings to f16 of terms that may cancel.
                             Dtype::Q4_K => packed[at + i].magnitude as f32 / 2048.0,
                             _ => 0.0,
@@ -223,11 +233,16 @@ fn silu_mul_of_extreme_values() {
         backend.silu_mul(&input, (&mut out, F32));
         let given = read_constant(backend, &out, width);
         for (&given, (gate, up, expected)) in given.iter().zip(cases) {
-            let right = if expected.is_nan() { given.is_nan() } else { given == expected || (given - expected).abs() < 1e-25 };
+            let right = if expected.is_nan() {
+                given.is_nan()
+            } else {
+                given == expected || (given - expected).abs() < 1e-25
+            };
             assert!(right, "silu({gate}) · {up} is {given}, not {expected}, {}", describe(backend));
         }
         // Quantising infinities and NaN must not fault; their rows are garbage, their neighbours are not.
-        let wide: Vec<f32> = (0..4).flat_map(|r| [vec![64.0; 32], vec![[1.0, nan, inf, 2.0][r]; 32]].concat()).collect();
+        let wide: Vec<f32> =
+            (0..4).flat_map(|r| [vec![64.0; 32], vec![[1.0, nan, inf, 2.0][r]; 32]].concat()).collect();
         let input = matrix(backend, &wide, 64);
         backend.silu_mul(&input, (&mut out, Q8));
         let layer = identity_q8(backend, 32);
@@ -250,7 +265,8 @@ fn both_forms_agree() {
         let (plain, eight) = (identity(backend, width), identity_q8(backend, width));
         let plain = product(backend, &plain, &out);
         let given = product(backend, &eight, &out);
-        let expected: Vec<f32> = plain.chunks_exact(width).flat_map(reference::quantize_row).map(|x| x as f32).collect();
+        let expected: Vec<f32> =
+            plain.chunks_exact(width).flat_map(reference::quantize_row).map(|x| x as f32).collect();
         assert_eq!(given, expected, "{}", describe(backend));
     }
 }
