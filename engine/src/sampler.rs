@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use crate::philox;
 use crate::request::{SamplingParams, TokenLogprobs};
-use crate::softmax::{RowError, exp_nonpositive, log_sum_exp_less, maximum};
+use crate::softmax::{RowError, exp_nonpositive, log_sum_exp_less, maximum, sum};
 
 /// Below this the temperature counts as 0: the division would overflow before it changed the outcome.
 const GREEDY_BELOW: f32 = 1e-5;
@@ -201,28 +201,19 @@ impl Sampler {
 
     fn sum_blocks(&mut self) {
         self.block_sums.clear();
-        self.block_sums.extend(self.weights.chunks(DRAW_BLOCK).map(|block| {
-            const LANES: usize = 8;
-            let mut sums = [0f64; LANES];
-            for chunk in block.chunks(LANES) {
-                for (sum, &weight) in sums.iter_mut().zip(chunk) {
-                    *sum += f64::from(weight);
-                }
-            }
-            sums.iter().sum::<f64>()
-        }));
+        self.block_sums.extend(self.weights.chunks(DRAW_BLOCK).map(sum));
     }
 
     /// Draws among all tokens by their weights, in order of id.
     fn draw_any(&self, total: f64, draw: f64) -> Option<u32> {
         let mut target = draw * total;
         let mut last = None;
-        for (block, &sum) in self.block_sums.iter().enumerate() {
-            if sum <= 0.0 {
+        for (block, &weight) in self.block_sums.iter().enumerate() {
+            if weight <= 0.0 {
                 continue;
             }
-            if target >= sum {
-                target -= sum;
+            if target >= weight {
+                target -= weight;
                 last = Some(block);
                 continue;
             }

@@ -365,3 +365,167 @@ impl Scheduler {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(priority: i32, arrival: u64) -> SequenceKey {
+        SequenceKey { priority, arrival }
+    }
+
+    /// A prompt of `len` tokens that shares nothing with other arrivals.
+    fn add(scheduler: &mut Scheduler, key: SequenceKey, len: usize) {
+        let prompt = (0..len as u32).map(|i| i + 1000 * (key.arrival as u32 + 1)).collect();
+        scheduler.add(Sequence::new(key, prompt, 100, false, None));
+    }
+
+    fn scheduler(max_batch_tokens: usize, max_running: usize, num_blocks: usize) -> Scheduler {
+        Scheduler::new(Limits { max_batch_tokens, max_running }, num_blocks, 2, true)
+    }
+
+    /// Plans and computes a step, gives every sequence that is due a token, and returns the rows by arrival.
+    fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
+        scheduler.schedule();
+        scheduler.check_plan().unwrap();
+        let entries = scheduler.plan().entries.clone();
+        scheduler.commit();
+        for entry in &entries {
+            if scheduler.running()[entry.index].pending() == 0 {
+                scheduler.append(entry.index, 7);
+            }
+        }
+        scheduler.check_invariants().unwrap();
+        entries.iter().map(|e| (e.key.arrival, e.count)).collect()
+    }
+
+    #[test]
+    fn decode_rows_come_before_prompts() {
+        let mut s = scheduler(8, 4, 64);
+        add(&mut s, key(0, 0), 3);
+        add(&mut s, key(0, 1), 3);
+        assert_eq!(step(&mut s), [(0, 3), (1, 3)]);
+        add(&mut s, key(-1, 2), 40);
+        assert_eq!(step(&mut s), [(0, 1), (1, 1), (2, 6)]);
+    }
+
+    #[test]
+    fn half_of_the_rest_goes_to_the_shortest_prompts_and_half_to_the_oldest() {
+        let mut s = scheduler(16, 8, 128);
+        add(&mut s, key(0, 0), 40);
+        add(&mut s, key(0, 1), 30);
+        add(&mut s, key(0, 2), 3);
+        add(&mut s, key(0, 3), 4);
+        // The oldest has 8; of the other 8 the shortest take 3 and 4, and the next shortest 1.
+        let mut rows = step(&mut s);
+        rows.sort_unstable();
+        assert_eq!(rows, [(0, 8), (1, 1), (2, 3), (3, 4)]);
+    }
+
+    #[test]
+    fn equal_prompts_go_one_after_the_other() {
+        let mut s = scheduler(8, 4, 64);
+        add(&mut s, key(0, 0), 8);
+        add(&mut s, key(0, 1), 8);
+        assert_eq!(step(&mut s), [(0, 8)]);
+        assert_eq!(step(&mut s), [(0, 1), (1, 7)]);
+    }
+
+    #[test]
+    fn the_queue_moves_by_priority_then_arrival() {
+        let mut s = scheduler(8, 1, 64);
+        for (priority, arrival) in [(0, 0), (1, 1), (0, 2), (-1, 3)] {
+            add(&mut s, key(priority, arrival), 2);
+        }
+        let mut order = Vec::new();
+        while !s.is_idle() {
+            s.schedule();
+            let running = s.running()[0].key();
+            order.push(running.arrival);
+            s.remove(running);
+        }
+        assert_eq!(order, [3, 0, 2, 1]);
+    }
+
+    #[test]
+    fn nobody_is_admitted_who_would_have_to_be_preempted_at_once() {
+        // Five blocks of two: the first needs two and one to grow into, so there is no room for four more tokens.
+        let mut s = scheduler(16, 4, 5);
+        add(&mut s, key(0, 0), 4);
+        add(&mut s, key(0, 1), 6);
+        assert_eq!(step(&mut s), [(0, 4)]);
+        assert_eq!(s.waiting().len(), 1);
+        // Nor does a smaller one overtake it: everybody's wait is bounded.
+        add(&mut s, key(0, 2), 1);
+        assert_eq!(step(&mut s), [(0, 1)]);
+        s.remove(key(0, 0));
+        assert_eq!(step(&mut s), [(2, 1), (1, 6)]);
+    }
+
+    #[test]
+    fn the_last_in_order_is_preempted_and_resumes_from_its_own_blocks() {
+        let mut s = scheduler(16, 4, 8);
+        add(&mut s, key(1, 0), 4);
+        add(&mut s, key(0, 1), 4);
+        step(&mut s);
+        while s.totals().preemptions == 0 {
+            step(&mut s);
+        }
+        // The one of lower priority, though it came first.
+        assert_eq!(s.running().iter().map(|s| s.key().arrival).collect::<Vec<_>>(), [1]);
+        let waiting = s.waiting().next().unwrap();
+        assert_eq!((waiting.key().arrival, waiting.computed(), waiting.table().len()), (0, 0, 0));
+        let length = waiting.tokens().len();
+        s.remove(key(0, 1));
+        s.schedule();
+        let entry = s.plan().entries[0];
+        assert!(entry.start >= 4, "its prompt's blocks were still cached, yet it starts at {}", entry.start);
+        assert_eq!(entry.start + entry.count, length);
+        assert_eq!(s.totals().cache_hits, 0, "its own blocks are no cache hits");
+    }
+
+    #[test]
+    fn the_last_in_order_stalls_instead_of_preempting_itself() {
+        let mut s = scheduler(16, 4, 5);
+        add(&mut s, key(0, 0), 4);
+        add(&mut s, key(0, 1), 3);
+        step(&mut s);
+        assert_eq!(step(&mut s), [(0, 1), (1, 1)]);
+        // Five blocks are in use, and the second wants one more.
+        assert_eq!(step(&mut s), [(0, 1)]);
+        assert_eq!((s.running().len(), s.totals().preemptions), (2, 0));
+        s.remove(key(0, 0));
+        assert_eq!(step(&mut s), [(1, 1)], "nothing was lost by waiting");
+    }
+
+    #[test]
+    fn a_prompt_catches_up_on_blocks_another_is_computing() {
+        let mut s = scheduler(8, 4, 64);
+        let prompt: Vec<u32> = (0..32).collect();
+        for arrival in 0..2 {
+            s.add(Sequence::new(key(0, arrival), prompt.clone(), 10, false, None));
+        }
+        let mut computed = 0;
+        while s.running().len() < 2 || s.running().iter().any(|s| s.computed() < 32) {
+            computed += step(&mut s).iter().map(|row| row.1).sum::<usize>();
+        }
+        // The first computes its 32 tokens, the second only the last block; besides, a row or two of decoding.
+        assert!(computed <= 36, "{computed} tokens computed for 32 that are shared");
+        assert_eq!(s.totals().cache_hits, 30);
+        assert_eq!(s.totals().cache_queries, 64);
+    }
+
+    #[test]
+    fn equal_salts_share_and_unequal_ones_do_not() {
+        let mut s = scheduler(16, 4, 64);
+        for (arrival, salt) in [None, Some("a"), Some("a"), Some("b"), None].into_iter().enumerate() {
+            let key = key(0, arrival as u64);
+            s.add(Sequence::new(key, (0..8).collect(), 10, false, salt.map(Into::into)));
+            let hits_before = s.totals().cache_hits;
+            step(&mut s);
+            let hits = s.totals().cache_hits - hits_before;
+            assert_eq!(hits, if [2, 4].contains(&arrival) { 6 } else { 0 }, "arrival {arrival}");
+            s.remove(key);
+        }
+    }
+}

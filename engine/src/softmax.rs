@@ -46,18 +46,32 @@ pub(crate) fn maximum(row: &[f32]) -> Result<(f32, u32), RowError> {
     Ok((max, id as u32))
 }
 
-/// Natural logarithm of the sum of `e^(value - max)` over the row.
-pub(crate) fn log_sum_exp_less(row: &[f32], max: f32) -> f64 {
+/// Sum over `values` in a fixed order: eight partial sums, then their sum.
+pub(crate) fn sum(values: &[f32]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0f64; LANES];
-    let (chunks, rest) = row.as_chunks::<LANES>();
+    let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
-            sums[lane] += f64::from(exp_nonpositive(chunk[lane] - max));
+            sums[lane] += f64::from(chunk[lane]);
         }
     }
-    let tail: f64 = rest.iter().map(|&value| f64::from(exp_nonpositive(value - max))).sum();
-    (sums.iter().sum::<f64>() + tail).ln()
+    sums.iter().sum::<f64>() + rest.iter().map(|&value| f64::from(value)).sum::<f64>()
+}
+
+/// Natural logarithm of the sum of `e^(value - max)` over the row.
+pub(crate) fn log_sum_exp_less(row: &[f32], max: f32) -> f64 {
+    const BLOCK: usize = 256;
+    let mut exponentials = [0f32; BLOCK];
+    let mut total = 0f64;
+    for block in row.chunks(BLOCK) {
+        // First all exponentials, then their sum: each loop vectorises, together they would not.
+        for (exponential, &value) in exponentials.iter_mut().zip(block) {
+            *exponential = exp_nonpositive(value - max);
+        }
+        total += sum(&exponentials[..block.len()]);
+    }
+    total.ln()
 }
 
 /// No token can be chosen from a logits row.

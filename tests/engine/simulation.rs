@@ -66,13 +66,15 @@ impl Simulation {
     fn new(seed: u64) -> Simulation {
         let mut random = Random::new(seed);
         let block_size = random.between(1, 8);
-        let num_blocks = random.between(3, 40);
+        // Often so few blocks that a couple of sequences outgrow them.
+        let tight = random.one_in(2);
+        let num_blocks = if tight { random.between(3, 12) } else { random.between(3, 40) };
         let max_running = random.between(1, 8);
         let capacity = block_size * num_blocks;
         let config = EngineConfig {
             block_size,
             num_blocks,
-            context_len: random.between(2, (capacity + 8).min(120)),
+            context_len: if tight { capacity.clamp(2, 120) } else { random.between(2, (capacity + 8).min(120)) },
             max_batch_tokens: max_running + random.between(0, 24),
             max_running,
             max_waiting: random.between(1, 16),

@@ -60,7 +60,8 @@ pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) 
     while prompt.len() < len {
         prompt.push(random.below(VOCAB) as u32);
     }
-    let max_tokens = if random.one_in(12) { 0 } else { random.between(1, 24) as u32 };
+    let most = *random.pick(&[8, 24, 24, 80]);
+    let max_tokens = if random.one_in(12) { 0 } else { random.between(1, most) as u32 };
     let some_tokens = |random: &mut Random| {
         let count = random.below(3);
         (0..count).map(|_| random.between(2, VOCAB - 1) as u32).collect::<Vec<_>>()
