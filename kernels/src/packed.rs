@@ -76,7 +76,11 @@ impl<'a> Stored<'a> {
             return Err(PackError::Columns { cols: self.cols, multiple, dtype });
         };
         let needed = row.saturating_mul(self.rows);
-        if needed == self.data.len() {
+        // A tile is packed whole even if it holds one row.
+        let packs = self.cols.checked_mul(4 * TILE_ROWS).is_some_and(|tile| {
+            self.rows.div_ceil(TILE_ROWS).checked_mul(tile).is_some_and(|bytes| bytes < isize::MAX as usize)
+        });
+        if needed == self.data.len() && packs {
             Ok(())
         } else {
             Err(PackError::Size { rows: self.rows, cols: self.cols, dtype, needed, given: self.data.len() })

@@ -102,9 +102,10 @@ impl Dtype {
         }
     }
 
-    /// Bytes of a row of `cols` elements; `None` if that is no whole number of blocks.
+    /// Bytes of a row of `cols` elements; `None` if that is no whole number of blocks, or more than there can be.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
-        cols.is_multiple_of(self.block_len()).then(|| cols / self.block_len() * self.block_bytes())
+        let blocks = cols.is_multiple_of(self.block_len()).then_some(cols / self.block_len())?;
+        blocks.checked_mul(self.block_bytes())
     }
 }
 

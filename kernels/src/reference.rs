@@ -76,10 +76,11 @@ fn nearest_grid(group: &[f32]) -> Vec<f32> {
     group.iter().map(|&x| code(x) * d).collect()
 }
 
-/// A row after 8-bit quantisation in groups of 32: whole multiples of amax / 127.
+/// A row after 8-bit quantisation in groups of 32: whole multiples of amax / 127; groups below 1e-30 are zeros.
 pub fn quantize_row(x: &[f32]) -> Vec<f64> {
     let quantize = |group: &[f32]| {
         let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let amax = if amax < 1e-30 { 0.0 } else { amax };
         let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
         let scale = f64::from(amax / 127.0);
         group.iter().map(|x| f64::from((x * inverse).round_ties_even()) * scale).collect::<Vec<f64>>()

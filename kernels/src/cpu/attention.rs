@@ -8,6 +8,8 @@
 //! positions, and a span beyond a row's last token leaves its state as it was, bit for bit. So prefill in any chunks,
 //! decode, and recomputation after a preemption agree exactly.
 
+#![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
+
 use super::CpuBackend;
 use super::kv_cache::{KvCache, View};
 use super::rows::{Form, Rows, RowsOut};

@@ -4,6 +4,8 @@
 //! (plus the minimum's term), accumulated in f32 with fused multiply-add. The order is fixed by the output alone:
 //! tile shapes, threads, batch and ISA change nothing in the bits.
 
+#![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
+
 use super::rows::{BLOCK_ROWS, Rows};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::memory::Shared;

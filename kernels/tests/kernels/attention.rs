@@ -209,7 +209,7 @@ impl World {
                         let share = 2_f64.powi(-8) + 1e-5 + 1e-6 * steepest;
                         for (d, (x, sum)) in given.iter().zip(expected).enumerate() {
                             let error = (f64::from(*x) - sum.value).abs();
-                            if !(error <= share * sum.magnitude) {
+                            if error.is_nan() || error > share * sum.magnitude {
                                 return Err(format!(
                                     "sequence {sequence}, position {position}, head {head}, dimension {d}: {x:e}, not {sum:?}"
                                 ));
@@ -288,7 +288,7 @@ fn any_batch_in_any_chunks_gives_the_same_bits() {
         },
     );
     let backends = RefCell::new(backends());
-    let result = TestRunner::new(cases(10)).run(&strategy, |shape| {
+    let result = TestRunner::new(cases(12)).run(&strategy, |shape| {
         check(&mut backends.borrow_mut(), &shape, |p| p % 31 == 0).map_err(TestCaseError::fail)
     });
     result.unwrap_or_else(|e| panic!("{e}"));

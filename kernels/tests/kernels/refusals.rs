@@ -96,7 +96,10 @@ fn misused_linear_layers_panic() {
     backend.rms_norm(&x, None, &vector, 1e-5, (&mut row, BOTH));
     let mut other = matrix(backend, &[0.0; 3 * 8], 8);
     assert!(panics(|| backend.linear_add(&quantised, &row, &mut other)).contains("shape"));
+    let odd = matrix(backend, &[0.0; 33], 33);
+    assert!(panics(|| backend.silu_mul(&odd, (&mut row, F32))).contains("gate"));
     // And nothing is broken afterwards.
+    backend.rms_norm(&x, None, &vector, 1e-5, (&mut row, BOTH));
     backend.linear(&quantised, &row, &mut out);
     assert_eq!(backend.read(&out, 0..2).len(), 16);
 }
@@ -149,12 +152,22 @@ fn misused_attention_panics() {
     // A block table shorter than its sequence.
     let bad = StepInput { positions: &[16, 17], context_lens: &[18], ..good };
     panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH)));
-    // More dimensions to turn than a head has.
+    // A step prepared for other rows or other heads.
+    let one =
+        StepInput { positions: &[0], slot_mapping: &[16], query_starts: &[0, 1], context_lens: &[1], ..good };
+    for (input, heads) in [(one, heads), (good, AttentionShape { scale: 0.3, ..heads })] {
+        backend.prepare(input, &rope, heads, &mut step);
+        let heads = AttentionShape { scale: 0.2, ..heads };
+        let message = panics(|| backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, BOTH)));
+        assert!(message.contains("prepared"), "{message}");
+    }
+    // More dimensions to turn than a head has, heads that do not divide.
     let long = Rope { inverse_frequencies: vec![1.0; 17], factor: 1.0 };
-    panics(|| {
-        backend.prepare(good, &long, heads, &mut step);
-        backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, BOTH));
-    });
+    assert!(panics(|| backend.prepare(good, &long, heads, &mut step)).contains("17"));
+    for (heads, kv_heads) in [(3, 2), (1, 2), (2, 0)] {
+        let heads = AttentionShape { heads, kv_heads, head_dim: 32, scale: 1.0 };
+        assert!(panics(|| backend.prepare(good, &rope, heads, &mut step)).contains("heads"));
+    }
     panics(|| drop(backend.new_kv_cache(CacheShape { blocks: 2, block_size: 24 }, heads)));
 }
 

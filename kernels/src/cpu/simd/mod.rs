@@ -146,14 +146,12 @@ macro_rules! dispatch {
     ($isa:expr, fn $name:ident $(<$(const $g:ident : $gt:ty),+>)? ($($arg:ident : $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        #[allow(clippy::too_many_arguments)]
         unsafe fn avx512($($arg: $ty),*) {
             // SAFETY: forwarded to the caller of `dispatch!`; the ISA was checked when the `Isa` was chosen.
             unsafe { $name::<$crate::cpu::simd::Avx512>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
-        #[allow(clippy::too_many_arguments)]
         unsafe fn avx2($($arg: $ty),*) {
             // SAFETY: as above.
             unsafe { $name::<$crate::cpu::simd::Avx2>($($arg),*) }

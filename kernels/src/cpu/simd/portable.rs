@@ -17,7 +17,7 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 /// See [`Simd::exp2`]: minimax coefficients of 2^x on [-0.5, 0.5] (Lawson's iteration, relative error 2e-9 before
 /// rounding). The first is exactly 1, so that 2^0 is: attention relies on it.
 pub(super) const EXP2: [f32; 7] =
-    [1.0, 0.693_147_2, 0.240_226_47, 0.055_503_29, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+    [1.0, std::f32::consts::LN_2, 0.240_226_47, 0.055_503_29, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
 
 // SAFETY: no instruction requirement; pointer contracts are the trait's.
 impl Simd for Portable {

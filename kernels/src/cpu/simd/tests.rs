@@ -1,6 +1,6 @@
 //! Every ISA's vector operations against the portable definition, bit for bit.
 
-use super::{Isa, LANES, Portable, Simd, dispatch};
+use super::{Isa, LANES, Portable, Simd};
 
 fn available() -> Vec<Isa> {
     [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()).collect()
