@@ -16,7 +16,7 @@
 //!
 //! When no block is left, the sequence ranking last (lowest priority, then latest) is preempted: its blocks are
 //! released last one first, it waits in its old place in the order, and recomputes from whatever is still cached.
-//! Nobody is preempted for a sequence that ranks lower; that one stalls until the next step. The first in order
+//! Nobody is preempted for one that ranks lower (that one stalls until the next step) or that waits. The first in order
 //! can always take every block there is, so if each request fits the pool alone, each step makes progress.
 
 use std::collections::BTreeMap;

@@ -58,6 +58,8 @@ struct Simulation {
     faults: Arc<Faults>,
     now_us: Arc<AtomicU64>,
     live: Vec<Live>,
+    /// Salt and tokens of every request that is no longer live: all that the prefix cache can know.
+    past: Vec<(Option<String>, Vec<u32>)>,
     accepted: u64,
     seen: Seen,
 }
@@ -89,8 +91,8 @@ impl Simulation {
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
         let prefixes = Prefixes::new(&mut random, config.context_len);
-        let (live, seen) = (Vec::new(), Seen::default());
-        Simulation { random, config, prefixes, core, handle, faults, now_us, live, accepted: 0, seen }
+        let (live, past, seen) = (Vec::new(), Vec::new(), Seen::default());
+        Simulation { random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }
     }
 
     fn run(mut self) -> Seen {
@@ -102,7 +104,8 @@ impl Simulation {
             }
             if !self.live.is_empty() && self.random.one_in(25) {
                 let gone = self.random.below(self.live.len());
-                self.live.swap_remove(gone);
+                let gone = self.live.swap_remove(gone);
+                self.past.push(gone.salt_and_tokens());
                 self.seen.cancelled += 1;
             }
             if with_faults && self.random.one_in(60) {
@@ -191,6 +194,7 @@ impl Simulation {
             match &live.failure {
                 None => {
                     live.compare(&self.config);
+                    self.check_cache_hit(&live);
                     self.seen.finished += 1;
                 }
                 Some((FailureKind::Overloaded, _)) => {
@@ -204,7 +208,18 @@ impl Simulation {
                     self.seen.failed += 1;
                 }
             }
+            self.past.push(live.salt_and_tokens());
         }
+    }
+
+    /// Tokens said to come from the prefix cache were another request's, of the same salt.
+    fn check_cache_hit(&self, live: &Live) {
+        let cached = &live.request.prompt[..live.cached_tokens as usize];
+        let mut others = self.live.iter().map(Live::salt_and_tokens).chain(self.past.iter().cloned());
+        let known = |(salt, tokens): (Option<String>, Vec<u32>)| {
+            salt == live.request.cache_salt && tokens.starts_with(cached)
+        };
+        assert!(cached.is_empty() || others.any(known), "{cached:?} can not be in the cache of that salt");
     }
 
     /// No new work: everything must end within as many steps as there are tokens to compute, many times over.
@@ -292,6 +307,10 @@ impl Live {
             }
         }
         ended
+    }
+
+    fn salt_and_tokens(&self) -> (Option<String>, Vec<u32>) {
+        (self.request.cache_salt.clone(), [&self.request.prompt[..], &self.got.token_ids].concat())
     }
 
     fn compare(&self, config: &EngineConfig) {

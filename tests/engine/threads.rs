@@ -198,6 +198,34 @@ fn death_ends_every_stream_and_turns_health_red() {
     }
 }
 
+#[test]
+fn submissions_that_race_with_death_are_refused_or_end() {
+    for seed in 0..60 {
+        let (handle, faults) = start();
+        let submitters: Vec<_> = (0..3)
+            .map(|number| {
+                let handle = handle.clone();
+                std::thread::spawn(move || {
+                    let request = long_request(&mut Random::new(number));
+                    loop {
+                        match handle.submit(request.clone()) {
+                            Ok(stream) => drop(failure(stream)),
+                            Err(SubmitError::QueueFull { .. }) => std::thread::yield_now(),
+                            Err(SubmitError::Dead(_)) => return,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        faults.die_in.store(1 + seed, Relaxed);
+        for submitter in submitters {
+            submitter.join().expect("a submitter's checks hold");
+        }
+        assert!(handle.wait_stopped(PATIENCE));
+    }
+}
+
 /// Panics when it is asked for one token's bytes.
 struct PoisonedText(u32);
 
