@@ -1,7 +1,8 @@
 //! Linear layers of every type and shape: close to the plain definition, and the same bits however they are computed.
 
 use crate::inputs::{
-    BOTH, Numbers, backends, cases, describe, difference, load_f32, matrix, product, rows, stored_bytes,
+    BOTH, Numbers, backends, cases, describe, difference, load_f32, matrix, product, rows, scale_offsets,
+    stored_bytes,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -149,6 +150,48 @@ fn layers_of_any_shape_and_mixture_are_the_same_everywhere() {
     let result = TestRunner::new(cases(48))
         .run(&strategy, |case| check(&mut backends.borrow_mut(), &case).map_err(TestCaseError::fail));
     result.unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Whole numbers small enough that f32 never rounds: every layout must give the sum exactly, minimum's term included.
+#[test]
+fn whole_numbers_are_exact() {
+    let exact =
+        [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q8_0, Dtype::Q4_K, Dtype::IQ4_NL, Dtype::F32, Dtype::BF16];
+    let (rows_count, cols, tokens) = (21, 256, 37);
+    for dtype in exact {
+        let mut numbers = Numbers(12);
+        let mut data = stored_bytes(dtype, rows_count, cols, &mut numbers);
+        for block in data.chunks_exact_mut(dtype.block_bytes()) {
+            match dtype {
+                Dtype::F32 => block.copy_from_slice(&(numbers.below(31) as f32 - 15.0).to_le_bytes()),
+                Dtype::BF16 => {
+                    block.copy_from_slice(&half::bf16::from_f32(numbers.below(31) as f32).to_le_bytes())
+                }
+                // Scales and minima of one.
+                _ => scale_offsets(dtype).iter().for_each(|&at| block[at..at + 2].copy_from_slice(&[0, 0x3c])),
+            }
+        }
+        // The largest of a group is 127, so its scale is one and its codes are the values.
+        let value = |i: usize| if i % 32 == 5 { 127.0 } else { numbers.below(17) as f32 - 8.0 };
+        let x: Vec<f32> = (0..tokens * cols).map(value).collect();
+        let stored = Stored { dtype, rows: rows_count, cols, data: &data };
+        let weights = reference::weights(stored);
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let expected: Vec<f32> = x
+            .chunks_exact(cols)
+            .flat_map(|x| reference::linear(&weights, &wide(x)))
+            .map(|sum| {
+                assert!(sum.magnitude < f64::from(1 << 24), "the test's numbers are too large");
+                sum.value as f32
+            })
+            .collect();
+        for backend in &mut backends() {
+            let layer = backend.load_linear(&[stored]).expect("sound weights");
+            let input = rows(backend, &x, cols);
+            let given = product(backend, &layer, &input);
+            assert_eq!(difference(&given, &expected), None, "{dtype:?}, {}", describe(backend));
+        }
+    }
 }
 
 /// The largest codes against the largest activations: integer sums must not saturate or wrap.
