@@ -185,16 +185,10 @@ impl ModelConfig {
             ));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
-            return Err(format!(
-                "the norm epsilon is {}; it must be between 0 and 1",
-                self.norm_eps
-            ));
+            return Err(format!("the norm epsilon is {}; it must be between 0 and 1", self.norm_eps));
         }
         if !(self.rope.base > 0.0 && self.rope.base.is_finite()) {
-            return Err(format!(
-                "the rope base is {}; it must be above 0",
-                self.rope.base
-            ));
+            return Err(format!("the rope base is {}; it must be above 0", self.rope.base));
         }
         self.rope.check()?;
         if self.sliding_window == Some(0) {
@@ -209,15 +203,8 @@ impl ModelConfig {
                 self.layers
             ));
         }
-        if let Some(id) = self
-            .eos_token_ids
-            .iter()
-            .find(|&&id| id as usize >= self.vocab_size)
-        {
-            return Err(format!(
-                "the end-of-text id {id} is outside the vocabulary of {}",
-                self.vocab_size
-            ));
+        if let Some(id) = self.eos_token_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            return Err(format!("the end-of-text id {id} is outside the vocabulary of {}", self.vocab_size));
         }
         Ok(())
     }
@@ -225,10 +212,7 @@ impl ModelConfig {
     fn checked(self, path: &str) -> Result<ModelConfig, ModelError> {
         match self.check() {
             Ok(()) => Ok(self),
-            Err(reason) => Err(ModelError::Format {
-                path: path.to_owned(),
-                reason,
-            }),
+            Err(reason) => Err(ModelError::Format { path: path.to_owned(), reason }),
         }
     }
 }
@@ -239,9 +223,7 @@ impl RopeConfig {
             if value > 0.0 && value.is_finite() {
                 Ok(())
             } else {
-                Err(format!(
-                    "the rope scaling's {what} is {value}; it must be above 0"
-                ))
+                Err(format!("the rope scaling's {what} is {value}; it must be above 0"))
             }
         };
         let factors = |what: &str, values: &[f32]| {
@@ -263,19 +245,11 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::None => Ok(()),
             RopeScaling::Linear { factor } => positive("factor", *factor),
-            RopeScaling::Dynamic {
-                factor,
-                original_context,
-            } => {
+            RopeScaling::Dynamic { factor, original_context } => {
                 context(*original_context)?;
                 positive("factor", *factor)
             }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_context,
-            } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 context(*original_context)?;
                 positive("factor", *factor)?;
                 positive("low_freq_factor", *low_freq_factor)?;
@@ -286,24 +260,13 @@ impl RopeConfig {
                     "the rope scaling's high_freq_factor {high_freq_factor} must be above its low_freq_factor {low_freq_factor}"
                 ))
             }
-            RopeScaling::Yarn {
-                factor,
-                original_context,
-                beta_fast,
-                beta_slow,
-                ..
-            } => {
+            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } => {
                 context(*original_context)?;
                 positive("factor", *factor)?;
                 positive("beta_fast", *beta_fast)?;
                 positive("beta_slow", *beta_slow)
             }
-            RopeScaling::LongRope {
-                short_factors,
-                long_factors,
-                original_context,
-                ..
-            } => {
+            RopeScaling::LongRope { short_factors, long_factors, original_context, .. } => {
                 context(*original_context)?;
                 factors("short_factor", short_factors)?;
                 factors("long_factor", long_factors)

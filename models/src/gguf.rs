@@ -69,9 +69,9 @@ impl GgufFile {
             return Self::join(path.to_owned(), vec![first]);
         }
         if split_count > SHARDS_MAX {
-            return Err(first.metadata.error(format!(
-                "split.count is {split_count}; at most {SHARDS_MAX} files are supported"
-            )));
+            return Err(first
+                .metadata
+                .error(format!("split.count is {split_count}; at most {SHARDS_MAX} files are supported")));
         }
         let paths = shard_paths(path, split_count).ok_or_else(|| {
             first.metadata.error(format!(
@@ -110,9 +110,7 @@ impl GgufFile {
             for mut info in shard.tensors {
                 info.shard = number;
                 if by_name.insert(info.name.clone(), tensors.len()).is_some() {
-                    return Err(shard
-                        .metadata
-                        .error(format!("tensor {} is there twice", info.name)));
+                    return Err(shard.metadata.error(format!("tensor {} is there twice", info.name)));
                 }
                 tensors.push(info);
             }
@@ -123,18 +121,10 @@ impl GgufFile {
         if let Some(wanted) = metadata.u64("split.tensors.count")?
             && wanted != tensors.len() as u64
         {
-            return Err(metadata.error(format!(
-                "split.tensors.count is {wanted}, but the files hold {} tensors",
-                tensors.len()
-            )));
+            return Err(metadata
+                .error(format!("split.tensors.count is {wanted}, but the files hold {} tensors", tensors.len())));
         }
-        Ok(GgufFile {
-            path,
-            metadata,
-            tensors,
-            by_name,
-            maps,
-        })
+        Ok(GgufFile { path, metadata, tensors, by_name, maps })
     }
 
     /// The file, or the first one of a split model.
@@ -163,8 +153,7 @@ impl GgufFile {
 
     /// Like [`GgufFile::tensor`]; absence is an error naming it.
     pub fn require_tensor(&self, name: &str) -> Result<&TensorInfo, ModelError> {
-        self.tensor(name)
-            .ok_or_else(|| self.metadata.error(format!("tensor {name} is missing")))
+        self.tensor(name).ok_or_else(|| self.metadata.error(format!("tensor {name} is missing")))
     }
 
     /// The `info.nbytes` bytes of a tensor of this file.
@@ -188,12 +177,7 @@ impl Shard {
     fn open(path: &Path) -> Result<Shard, ModelError> {
         let map = map_file(path)?;
         let (metadata, tensors) = parse(&map, &path.display().to_string())?;
-        Ok(Shard {
-            path: path.to_owned(),
-            map,
-            metadata,
-            tensors,
-        })
+        Ok(Shard { path: path.to_owned(), map, metadata, tensors })
     }
 }
 
@@ -205,10 +189,7 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap, ModelError> {
     let file = File::open(path).map_err(source)?;
     let kind = file.metadata().map_err(source)?;
     if !kind.is_file() {
-        return Err(ModelError::Source(format!(
-            "{}: not a regular file",
-            path.display()
-        )));
+        return Err(ModelError::Source(format!("{}: not a regular file", path.display())));
     }
     // SAFETY: the map is private and read-only, so we never write through it. It is sound as long as nobody
     // shortens or rewrites the file while we run: files in our cache are only ever replaced by rename, which leaves
@@ -225,17 +206,13 @@ fn shard_paths(path: &Path, count: usize) -> Option<Vec<PathBuf>> {
     if number.len() != 5 || !number.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    let path_of =
-        |number: usize| path.with_file_name(format!("{prefix}-{number:05}-of-{count:05}.gguf"));
+    let path_of = |number: usize| path.with_file_name(format!("{prefix}-{number:05}-of-{count:05}.gguf"));
     Some((1..=count).map(path_of).collect())
 }
 
 /// Checks and reads a file's header. Reasons are wrapped with `path`.
 fn parse(bytes: &[u8], path: &str) -> Result<(Metadata, Vec<TensorInfo>), ModelError> {
-    let format = |reason: String| ModelError::Format {
-        path: path.to_owned(),
-        reason,
-    };
+    let format = |reason: String| ModelError::Format { path: path.to_owned(), reason };
     let mut cursor = Cursor::new(bytes);
     check_magic(bytes).map_err(format)?;
     cursor.take(4, "the magic").map_err(format)?;
@@ -259,12 +236,8 @@ fn parse(bytes: &[u8], path: &str) -> Result<(Metadata, Vec<TensorInfo>), ModelE
             )));
         }
     }
-    let tensor_count = cursor
-        .count(TENSOR_INFO_BYTES_MIN, "the tensor count")
-        .map_err(format)?;
-    let pair_count = cursor
-        .count(PAIR_BYTES_MIN, "the metadata count")
-        .map_err(format)?;
+    let tensor_count = cursor.count(TENSOR_INFO_BYTES_MIN, "the tensor count").map_err(format)?;
+    let pair_count = cursor.count(PAIR_BYTES_MIN, "the metadata count").map_err(format)?;
     let values = read_pairs(&mut cursor, pair_count).map_err(format)?;
     let metadata = Metadata::new(path.to_owned(), values);
     let alignment = match metadata.usize("general.alignment")? {
@@ -303,23 +276,16 @@ fn check_magic(bytes: &[u8]) -> Result<(), String> {
             "is an old ggml file, the format before GGUF; convert the model again".to_owned()
         }
         _ if bytes.starts_with(b"version https://git-lfs") => {
-            "is a Git LFS pointer, not the model itself; run `git lfs pull` where it was cloned"
-                .to_owned()
+            "is a Git LFS pointer, not the model itself; run `git lfs pull` where it was cloned".to_owned()
         }
         _ => {
             let start = &bytes[..bytes.len().min(8)];
-            format!(
-                "is not a GGUF file: it starts with \"{}\"",
-                start.escape_ascii()
-            )
+            format!("is not a GGUF file: it starts with \"{}\"", start.escape_ascii())
         }
     })
 }
 
-fn read_pairs(
-    cursor: &mut Cursor<'_>,
-    count: usize,
-) -> Result<BTreeMap<String, MetaValue>, String> {
+fn read_pairs(cursor: &mut Cursor<'_>, count: usize) -> Result<BTreeMap<String, MetaValue>, String> {
     let mut values = BTreeMap::new();
     for number in 0..count {
         let key = cursor.string(&format!("metadata key {number}"))?;
@@ -340,18 +306,12 @@ fn read_pairs(
 }
 
 /// One tensor's description; its offset still relative to the start of the data.
-fn read_tensor_info(
-    cursor: &mut Cursor<'_>,
-    alignment: usize,
-    number: usize,
-) -> Result<TensorInfo, String> {
+fn read_tensor_info(cursor: &mut Cursor<'_>, alignment: usize, number: usize) -> Result<TensorInfo, String> {
     let name = cursor.string(&format!("the name of tensor {number}"))?;
     let what = format!("tensor {name}");
     let dims = cursor.u32(&what)?;
     if dims == 0 || dims > DIMS_MAX {
-        return Err(format!(
-            "{what} has {dims} dimensions; 1 to {DIMS_MAX} are allowed"
-        ));
+        return Err(format!("{what} has {dims} dimensions; 1 to {DIMS_MAX} are allowed"));
     }
     let mut shape = Vec::with_capacity(dims as usize);
     for _ in 0..dims {
@@ -378,22 +338,11 @@ fn read_tensor_info(
         .and_then(|elements| (elements / dtype.block_len()).checked_mul(dtype.block_bytes()))
         .ok_or_else(|| format!("{what} has the impossible shape {shape:?}"))?;
     let offset = cursor.u64(&what)?;
-    let offset = usize::try_from(offset)
-        .ok()
-        .filter(|offset| offset.is_multiple_of(alignment))
-        .ok_or_else(|| {
-            format!(
-                "{what} starts at {offset}, which is not a multiple of the alignment {alignment}"
-            )
+    let offset =
+        usize::try_from(offset).ok().filter(|offset| offset.is_multiple_of(alignment)).ok_or_else(|| {
+            format!("{what} starts at {offset}, which is not a multiple of the alignment {alignment}")
         })?;
-    Ok(TensorInfo {
-        name: name.to_owned(),
-        shape,
-        dtype,
-        offset,
-        nbytes,
-        shard: 0,
-    })
+    Ok(TensorInfo { name: name.to_owned(), shape, dtype, offset, nbytes, shard: 0 })
 }
 
 /// Makes offsets absolute, and checks that every tensor lies within the file and none within another.
@@ -415,10 +364,7 @@ fn place(tensors: &mut [TensorInfo], data_start: usize, file_len: usize) -> Resu
     order.sort_by_key(|info| info.offset);
     for pair in order.windows(2) {
         if pair[0].offset + pair[0].nbytes > pair[1].offset {
-            return Err(format!(
-                "tensors {} and {} overlap: the file is corrupt",
-                pair[0].name, pair[1].name
-            ));
+            return Err(format!("tensors {} and {} overlap: the file is corrupt", pair[0].name, pair[1].name));
         }
     }
     Ok(())

@@ -1,8 +1,6 @@
 //! [`ModelConfig`] from the metadata of a GGUF file.
 
-use super::{
-    Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
-};
+use super::{Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle};
 use crate::ModelError;
 use crate::gguf::{GgmlType, GgufFile, Metadata};
 
@@ -65,16 +63,10 @@ impl ModelConfig {
         let key = |name: &str| format!("{arch}.{name}");
         let hidden_size = metadata.require_usize(&key("embedding_length"))?;
         let layers = metadata.require_usize(&key("block_count"))?;
-        let heads = per_layer(metadata, &key("attention.head_count"))?.ok_or_else(|| {
-            metadata.error(format!(
-                "metadata key {} is missing",
-                key("attention.head_count")
-            ))
-        })?;
+        let heads = per_layer(metadata, &key("attention.head_count"))?
+            .ok_or_else(|| metadata.error(format!("metadata key {} is missing", key("attention.head_count"))))?;
         if heads == 0 {
-            return Err(
-                metadata.error(format!("metadata key {} is 0", key("attention.head_count")))
-            );
+            return Err(metadata.error(format!("metadata key {} is 0", key("attention.head_count"))));
         }
         let kv_heads = per_layer(metadata, &key("attention.head_count_kv"))?.unwrap_or(heads);
         let head_dim = match metadata.usize(&key("attention.key_length"))? {
@@ -107,16 +99,10 @@ impl ModelConfig {
             scale => scale,
         };
         // The granite family divides by its logit scale, the command family multiplies.
-        let logit_scale = metadata.f32(&key("logit_scale"))?.map(|scale| {
-            if arch.starts_with("granite") {
-                1.0 / scale
-            } else {
-                scale
-            }
-        });
-        let sliding_window = metadata
-            .usize(&key("attention.sliding_window"))?
-            .filter(|&window| window > 0);
+        let logit_scale = metadata
+            .f32(&key("logit_scale"))?
+            .map(|scale| if arch.starts_with("granite") { 1.0 / scale } else { scale });
+        let sliding_window = metadata.usize(&key("attention.sliding_window"))?.filter(|&window| window > 0);
         let config = ModelConfig {
             architecture: arch.to_owned(),
             vocab_size,
@@ -125,14 +111,9 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            intermediate_size: per_layer(metadata, &key("feed_forward_length"))?.ok_or_else(
-                || {
-                    metadata.error(format!(
-                        "metadata key {} is missing",
-                        key("feed_forward_length")
-                    ))
-                },
-            )?,
+            intermediate_size: per_layer(metadata, &key("feed_forward_length"))?.ok_or_else(|| {
+                metadata.error(format!("metadata key {} is missing", key("feed_forward_length")))
+            })?,
             context_len,
             norm_eps,
             // Converters fold the 1 of `(1 + w)` norms into the weights.
@@ -184,18 +165,11 @@ fn per_layer(metadata: &Metadata, key: &str) -> Result<Option<usize>, ModelError
     }
 }
 
-fn rope(
-    file: &GgufFile,
-    arch: &str,
-    head_dim: usize,
-    context_len: usize,
-) -> Result<RopeConfig, ModelError> {
+fn rope(file: &GgufFile, arch: &str, head_dim: usize, context_len: usize) -> Result<RopeConfig, ModelError> {
     let metadata = file.metadata();
     let key = |name: &str| format!("{arch}.rope.{name}");
     let dimension_count = metadata.usize(&key("dimension_count"))?.unwrap_or(head_dim);
-    let original_context = metadata
-        .usize(&key("scaling.original_context_length"))?
-        .unwrap_or(context_len);
+    let original_context = metadata.usize(&key("scaling.original_context_length"))?.unwrap_or(context_len);
     let factor = match metadata.f32(&key("scaling.factor"))? {
         None => metadata.f32(&key("scale_linear"))?,
         factor => factor,
@@ -208,16 +182,12 @@ fn rope(
             _ => RopeScaling::None,
         },
         Some("none") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear {
-            factor: factor.unwrap_or(1.0),
-        },
+        Some("linear") => RopeScaling::Linear { factor: factor.unwrap_or(1.0) },
         Some("yarn") => RopeScaling::Yarn {
             factor: factor.unwrap_or(1.0),
             original_context,
             attention_factor,
-            beta_fast: metadata
-                .f32(&key("scaling.yarn_beta_fast"))?
-                .unwrap_or(32.0),
+            beta_fast: metadata.f32(&key("scaling.yarn_beta_fast"))?.unwrap_or(32.0),
             beta_slow: metadata.f32(&key("scaling.yarn_beta_slow"))?.unwrap_or(1.0),
         },
         Some("longrope") => RopeScaling::None,
@@ -238,27 +208,17 @@ fn rope(
                 )));
             }
         }
-    } else if let (Some(short_factors), Some(long_factors)) = (
-        floats(file, "rope_factors_short.weight")?,
-        floats(file, "rope_factors_long.weight")?,
-    ) {
-        RopeScaling::LongRope {
-            short_factors,
-            long_factors,
-            original_context,
-            attention_factor,
-        }
+    } else if let (Some(short_factors), Some(long_factors)) =
+        (floats(file, "rope_factors_short.weight")?, floats(file, "rope_factors_long.weight")?)
+    {
+        RopeScaling::LongRope { short_factors, long_factors, original_context, attention_factor }
     } else {
         scaling
     };
     Ok(RopeConfig {
         base: metadata.f32(&key("freq_base"))?.unwrap_or(10_000.0),
         dimension_count,
-        style: if INTERLEAVED.contains(&arch) {
-            RopeStyle::Interleaved
-        } else {
-            RopeStyle::Half
-        },
+        style: if INTERLEAVED.contains(&arch) { RopeStyle::Interleaved } else { RopeStyle::Half },
         scaling,
     })
 }
@@ -269,23 +229,15 @@ fn floats(file: &GgufFile, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
         return Ok(None);
     };
     if info.dtype != GgmlType::F32 {
-        return Err(file
-            .metadata()
-            .error(format!("tensor {name} must be F32, found {}", info.dtype)));
+        return Err(file.metadata().error(format!("tensor {name} must be F32, found {}", info.dtype)));
     }
     let values = file.tensor_data(info).chunks_exact(4);
-    Ok(Some(
-        values
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
-    ))
+    Ok(Some(values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
 }
 
 fn activation(arch: &str) -> Activation {
     match arch {
-        "gemma" | "gemma2" | "gemma3" | "gpt2" | "phi2" | "starcoder" | "starcoder2" => {
-            Activation::GeluTanh
-        }
+        "gemma" | "gemma2" | "gemma3" | "gpt2" | "phi2" | "starcoder" | "starcoder2" => Activation::GeluTanh,
         "bloom" | "falcon" | "gptneox" | "mpt" => Activation::Gelu,
         "nemotron" => Activation::ReluSquared,
         _ => Activation::Silu,
@@ -293,11 +245,7 @@ fn activation(arch: &str) -> Activation {
 }
 
 /// Which layers slide: as the file says, else by the architecture's own rule.
-fn sliding_layers(
-    metadata: &Metadata,
-    arch: &str,
-    layers: usize,
-) -> Result<Option<Vec<bool>>, ModelError> {
+fn sliding_layers(metadata: &Metadata, arch: &str, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
     let key = format!("{arch}.attention.sliding_window_pattern");
     if let Some(pattern) = metadata.get(&key).and_then(|value| value.as_bools()) {
         return Ok(Some(pattern.to_vec()));
@@ -312,9 +260,7 @@ fn sliding_layers(
     if period == 0 {
         return Err(metadata.error(format!("metadata key {key} is 0")));
     }
-    Ok(Some(
-        (1..=layers).map(|n| !n.is_multiple_of(period)).collect(),
-    ))
+    Ok(Some((1..=layers).map(|n| !n.is_multiple_of(period)).collect()))
 }
 
 /// The file's own end tokens, and every well-known one its vocabulary holds as a control token.
@@ -330,12 +276,8 @@ fn eos_token_ids(metadata: &Metadata) -> Result<Vec<u32>, ModelError> {
             .into_iter()
             .filter_map(|id| u32::try_from(id).ok()),
     );
-    let tokens = metadata
-        .strings("tokenizer.ggml.tokens")?
-        .unwrap_or_default();
-    let types = metadata
-        .ints("tokenizer.ggml.token_type")?
-        .unwrap_or_default();
+    let tokens = metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let types = metadata.ints("tokenizer.ggml.token_type")?.unwrap_or_default();
     for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
         if (kind == CONTROL || kind == USER_DEFINED) && END_OF_TURN.contains(&token.as_str()) {
             ids.push(id as u32);

@@ -4,9 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{
-    Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
-};
+use super::{Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle};
 use crate::ModelError;
 
 /// Architectures whose published weights turn neighbours; all others turn halves.
@@ -32,14 +30,8 @@ impl ModelConfig {
             None => return Err(config.error("field architectures must list the model's class")),
         };
         // Models that also see or hear keep the decoder's fields one level down.
-        let nested = config
-            .root
-            .get("text_config")
-            .filter(|value| value.is_object());
-        let fields = Fields {
-            file: &config,
-            object: nested.unwrap_or(&config.root),
-        };
+        let nested = config.root.get("text_config").filter(|value| value.is_object());
+        let fields = Fields { file: &config, object: nested.unwrap_or(&config.root) };
         let family = architecture.to_ascii_lowercase();
         let gemma = family.starts_with("gemma");
         let hidden_size = fields.require_usize(&["hidden_size", "n_embd"])?;
@@ -55,13 +47,7 @@ impl ModelConfig {
             }
         };
         let norm_eps = fields
-            .f32(&[
-                "rms_norm_eps",
-                "layer_norm_eps",
-                "layer_norm_epsilon",
-                "norm_epsilon",
-                "norm_eps",
-            ])?
+            .f32(&["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?
             .ok_or_else(|| config.error("field rms_norm_eps is missing"))?;
         let context_len = fields
             .usize(&["max_position_embeddings", "n_positions"])?
@@ -72,10 +58,7 @@ impl ModelConfig {
         for source in [generation.as_ref(), Some(&config)].into_iter().flatten() {
             let levels = [Some(&source.root), source.root.get("text_config")];
             for object in levels.into_iter().flatten() {
-                let fields = Fields {
-                    file: source,
-                    object,
-                };
+                let fields = Fields { file: source, object };
                 for id in fields.ids("eos_token_id")? {
                     if !eos_token_ids.contains(&id) {
                         eos_token_ids.push(id);
@@ -110,19 +93,14 @@ impl ModelConfig {
             sliding_window: window.0,
             sliding_layers: window.1,
             qkv_bias: bias.unwrap_or(
-                family.starts_with("qwen2")
-                    || family.starts_with("gpt")
-                    || family.starts_with("starcoder2"),
+                family.starts_with("qwen2") || family.starts_with("gpt") || family.starts_with("starcoder2"),
             ),
-            attention_output_bias: bias
-                .unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
+            attention_output_bias: bias.unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
             mlp_bias: fields
                 .bool(&["mlp_bias", "use_bias"])?
                 .unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
             attention_scale: match fields.f32(&["attention_multiplier"])? {
-                None => fields
-                    .f32(&["query_pre_attn_scalar"])?
-                    .map(|scalar| 1.0 / scalar.sqrt()),
+                None => fields.f32(&["query_pre_attn_scalar"])?.map(|scalar| 1.0 / scalar.sqrt()),
                 scale => scale,
             },
             embedding_scale: match fields.f32(&["embedding_multiplier"])? {
@@ -159,37 +137,20 @@ struct JsonFile {
 impl JsonFile {
     fn read(path: &Path) -> Result<JsonFile, ModelError> {
         let path_text = path.display().to_string();
-        let text =
-            std::fs::read(path).map_err(|e| ModelError::Source(format!("{path_text}: {e}")))?;
+        let text = std::fs::read(path).map_err(|e| ModelError::Source(format!("{path_text}: {e}")))?;
         match serde_json::from_slice::<Value>(&text) {
-            Ok(root) if root.is_object() => Ok(JsonFile {
-                path: path_text,
-                root,
-            }),
-            Ok(_) => Err(ModelError::Format {
-                path: path_text,
-                reason: "must be a JSON object".to_owned(),
-            }),
-            Err(e) => Err(ModelError::Format {
-                path: path_text,
-                reason: format!("is not valid JSON: {e}"),
-            }),
+            Ok(root) if root.is_object() => Ok(JsonFile { path: path_text, root }),
+            Ok(_) => Err(ModelError::Format { path: path_text, reason: "must be a JSON object".to_owned() }),
+            Err(e) => Err(ModelError::Format { path: path_text, reason: format!("is not valid JSON: {e}") }),
         }
     }
 
     fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
-        if path.is_file() {
-            Self::read(path).map(Some)
-        } else {
-            Ok(None)
-        }
+        if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
     fn error(&self, reason: impl Into<String>) -> ModelError {
-        ModelError::Format {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        ModelError::Format { path: self.path.clone(), reason: reason.into() }
     }
 }
 
@@ -212,9 +173,7 @@ impl<'a> Fields<'a> {
                 Some(value) => {
                     return match convert(value) {
                         Some(value) => Ok(Some(value)),
-                        None => Err(self
-                            .file
-                            .error(format!("field {name} must be {wanted}, found {value}"))),
+                        None => Err(self.file.error(format!("field {name} must be {wanted}, found {value}"))),
                     };
                 }
             }
@@ -223,25 +182,19 @@ impl<'a> Fields<'a> {
     }
 
     fn usize(&self, names: &[&str]) -> Result<Option<usize>, ModelError> {
-        self.typed(names, "a non-negative integer", |value| {
-            value.as_u64().and_then(|v| v.try_into().ok())
-        })
+        self.typed(names, "a non-negative integer", |value| value.as_u64().and_then(|v| v.try_into().ok()))
     }
 
     fn require_usize(&self, names: &[&str]) -> Result<usize, ModelError> {
-        self.usize(names)?
-            .ok_or_else(|| self.file.error(format!("field {} is missing", names[0])))
+        self.usize(names)?.ok_or_else(|| self.file.error(format!("field {} is missing", names[0])))
     }
 
     fn f32(&self, names: &[&str]) -> Result<Option<f32>, ModelError> {
-        self.typed(names, "a number", |value| {
-            value.as_f64().map(|v| v as f32).filter(|v| v.is_finite())
-        })
+        self.typed(names, "a number", |value| value.as_f64().map(|v| v as f32).filter(|v| v.is_finite()))
     }
 
     fn require_f32(&self, name: &str) -> Result<f32, ModelError> {
-        self.f32(&[name])?
-            .ok_or_else(|| self.file.error(format!("field {name} is missing")))
+        self.f32(&[name])?.ok_or_else(|| self.file.error(format!("field {name} is missing")))
     }
 
     fn bool(&self, names: &[&str]) -> Result<Option<bool>, ModelError> {
@@ -254,11 +207,7 @@ impl<'a> Fields<'a> {
 
     fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         self.typed(&[name], "a list of numbers", |value| {
-            value
-                .as_array()?
-                .iter()
-                .map(|v| v.as_f64().map(|v| v as f32))
-                .collect()
+            value.as_array()?.iter().map(|v| v.as_f64().map(|v| v as f32)).collect()
         })?
         .ok_or_else(|| self.file.error(format!("field {name} is missing")))
     }
@@ -271,23 +220,16 @@ impl<'a> Fields<'a> {
                 id => Some(Some(u32::try_from(id).ok()?)),
             }
         };
-        let ids = self.typed(
-            &[name],
-            "a token id or a list of them",
-            |value| match value {
-                Value::Array(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
-                single => Some(vec![id(single)?]),
-            },
-        )?;
+        let ids = self.typed(&[name], "a token id or a list of them", |value| match value {
+            Value::Array(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
+            single => Some(vec![id(single)?]),
+        })?;
         Ok(ids.unwrap_or_default().into_iter().flatten().collect())
     }
 
     fn object(&self, name: &str) -> Option<Fields<'a>> {
         let object = self.object.get(name).filter(|value| value.is_object())?;
-        Some(Fields {
-            file: self.file,
-            object,
-        })
+        Some(Fields { file: self.file, object })
     }
 }
 
@@ -307,9 +249,7 @@ fn rope(
         None => None,
     };
     let base = match base {
-        None => fields
-            .f32(&["rope_theta", "rotary_emb_base"])?
-            .unwrap_or(10_000.0),
+        None => fields.f32(&["rope_theta", "rotary_emb_base"])?.unwrap_or(10_000.0),
         Some(base) => base,
     };
     let partial = match &nested {
@@ -317,9 +257,7 @@ fn rope(
         None => None,
     };
     let partial = match partial {
-        None => fields
-            .f32(&["partial_rotary_factor", "rotary_pct"])?
-            .unwrap_or(1.0),
+        None => fields.f32(&["partial_rotary_factor", "rotary_pct"])?.unwrap_or(1.0),
         Some(partial) => partial,
     };
     let scaling = match &nested {
@@ -329,70 +267,51 @@ fn rope(
     Ok(RopeConfig {
         base,
         dimension_count: (head_dim as f32 * partial) as usize,
-        style: if INTERLEAVED.contains(&architecture) {
-            RopeStyle::Interleaved
-        } else {
-            RopeStyle::Half
-        },
+        style: if INTERLEAVED.contains(&architecture) { RopeStyle::Interleaved } else { RopeStyle::Half },
         scaling,
     })
 }
 
-fn rope_scaling(
-    fields: &Fields<'_>,
-    scaling: &Fields<'_>,
-    context_len: usize,
-) -> Result<RopeScaling, ModelError> {
+fn rope_scaling(fields: &Fields<'_>, scaling: &Fields<'_>, context_len: usize) -> Result<RopeScaling, ModelError> {
     let original_context = match scaling.usize(&["original_max_position_embeddings"])? {
-        None => fields
-            .usize(&["original_max_position_embeddings"])?
-            .unwrap_or(context_len),
+        None => fields.usize(&["original_max_position_embeddings"])?.unwrap_or(context_len),
         Some(context) => context,
     };
     let attention_factor = scaling.f32(&["attention_factor"])?;
-    Ok(
-        match scaling.str(&["rope_type", "type"])?.unwrap_or("default") {
-            "default" | "mrope" => RopeScaling::None,
-            "linear" => RopeScaling::Linear {
-                factor: scaling.require_f32("factor")?,
-            },
-            "dynamic" => RopeScaling::Dynamic {
-                factor: scaling.require_f32("factor")?,
-                original_context,
-            },
-            "llama3" => RopeScaling::Llama3 {
-                factor: scaling.require_f32("factor")?,
-                low_freq_factor: scaling.require_f32("low_freq_factor")?,
-                high_freq_factor: scaling.require_f32("high_freq_factor")?,
-                original_context,
-            },
-            "yarn" => RopeScaling::Yarn {
-                factor: scaling.require_f32("factor")?,
-                original_context,
-                attention_factor,
-                beta_fast: scaling.f32(&["beta_fast"])?.unwrap_or(32.0),
-                beta_slow: scaling.f32(&["beta_slow"])?.unwrap_or(1.0),
-            },
-            "longrope" | "su" => RopeScaling::LongRope {
-                short_factors: scaling.floats("short_factor")?,
-                long_factors: scaling.floats("long_factor")?,
-                original_context,
-                attention_factor,
-            },
-            other => {
-                return Err(ModelError::Unsupported(format!(
-                    "{}: rope type {other:?} is not supported (default, linear, dynamic, llama3, yarn, longrope are)",
-                    fields.file.path
-                )));
-            }
+    Ok(match scaling.str(&["rope_type", "type"])?.unwrap_or("default") {
+        "default" | "mrope" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: scaling.require_f32("factor")? },
+        "dynamic" => RopeScaling::Dynamic { factor: scaling.require_f32("factor")?, original_context },
+        "llama3" => RopeScaling::Llama3 {
+            factor: scaling.require_f32("factor")?,
+            low_freq_factor: scaling.require_f32("low_freq_factor")?,
+            high_freq_factor: scaling.require_f32("high_freq_factor")?,
+            original_context,
         },
-    )
+        "yarn" => RopeScaling::Yarn {
+            factor: scaling.require_f32("factor")?,
+            original_context,
+            attention_factor,
+            beta_fast: scaling.f32(&["beta_fast"])?.unwrap_or(32.0),
+            beta_slow: scaling.f32(&["beta_slow"])?.unwrap_or(1.0),
+        },
+        "longrope" | "su" => RopeScaling::LongRope {
+            short_factors: scaling.floats("short_factor")?,
+            long_factors: scaling.floats("long_factor")?,
+            original_context,
+            attention_factor,
+        },
+        other => {
+            return Err(ModelError::Unsupported(format!(
+                "{}: rope type {other:?} is not supported (default, linear, dynamic, llama3, yarn, longrope are)",
+                fields.file.path
+            )));
+        }
+    })
 }
 
 fn activation(fields: &Fields<'_>) -> Result<Activation, ModelError> {
-    let name = fields
-        .str(&["hidden_activation", "hidden_act", "activation_function"])?
-        .unwrap_or("silu");
+    let name = fields.str(&["hidden_activation", "hidden_act", "activation_function"])?.unwrap_or("silu");
     Ok(match name {
         "silu" | "swish" | "swiglu" => Activation::Silu,
         "gelu" => Activation::Gelu,
@@ -409,24 +328,15 @@ fn activation(fields: &Fields<'_>) -> Result<Activation, ModelError> {
 }
 
 /// The window, and which layers it holds for.
-fn sliding_window(
-    fields: &Fields<'_>,
-    family: &str,
-) -> Result<(Option<usize>, Option<Vec<bool>>), ModelError> {
-    let window = fields
-        .usize(&["sliding_window"])?
-        .filter(|&window| window > 0);
+fn sliding_window(fields: &Fields<'_>, family: &str) -> Result<(Option<usize>, Option<Vec<bool>>), ModelError> {
+    let window = fields.usize(&["sliding_window"])?.filter(|&window| window > 0);
     // Qwen's files carry a window that is switched off.
     if window.is_none() || fields.bool(&["use_sliding_window"])? == Some(false) {
         return Ok((None, None));
     }
     let layers = fields.require_usize(&["num_hidden_layers"])?;
     if let Some(kinds) = fields.typed(&["layer_types"], "a list of names", |value| {
-        value
-            .as_array()?
-            .iter()
-            .map(Value::as_str)
-            .collect::<Option<Vec<_>>>()
+        value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()
     })? {
         let slides = kinds.iter().map(|&kind| kind == "sliding_attention");
         return Ok((window, Some(slides.collect())));
@@ -447,17 +357,12 @@ fn sliding_window(
 }
 
 fn defaults(file: &JsonFile) -> Result<GenerationDefaults, ModelError> {
-    let fields = Fields {
-        file,
-        object: &file.root,
-    };
+    let fields = Fields { file, object: &file.root };
     Ok(GenerationDefaults {
         do_sample: fields.bool(&["do_sample"])?,
         temperature: fields.f32(&["temperature"])?,
         top_p: fields.f32(&["top_p"])?,
-        top_k: fields
-            .usize(&["top_k"])?
-            .map(|k| k.try_into().unwrap_or(u32::MAX)),
+        top_k: fields.usize(&["top_k"])?.map(|k| k.try_into().unwrap_or(u32::MAX)),
         min_p: fields.f32(&["min_p"])?,
         repetition_penalty: fields.f32(&["repetition_penalty"])?,
         max_new_tokens: fields.usize(&["max_new_tokens"])?,

@@ -19,10 +19,7 @@ impl ChatTemplates {
     pub(super) fn from_gguf(metadata: &Metadata) -> Result<Option<ChatTemplates>, ModelError> {
         let default = metadata.str("tokenizer.chat_template")?.map(str::to_owned);
         let mut named = BTreeMap::new();
-        for name in metadata
-            .strings("tokenizer.chat_templates")?
-            .unwrap_or_default()
-        {
+        for name in metadata.strings("tokenizer.chat_templates")?.unwrap_or_default() {
             let key = format!("tokenizer.chat_template.{name}");
             named.insert(name.clone(), metadata.require_str(&key)?.to_owned());
         }
@@ -46,12 +43,8 @@ impl ChatTemplates {
             Some(Value::String(source)) => templates.default = Some(source.clone()),
             Some(Value::Array(list)) => {
                 for entry in list {
-                    let (Some(name), Some(source)) =
-                        (entry["name"].as_str(), entry["template"].as_str())
-                    else {
-                        return Err(format(
-                            "each entry of chat_template must have a name and a template",
-                        ));
+                    let (Some(name), Some(source)) = (entry["name"].as_str(), entry["template"].as_str()) else {
+                        return Err(format("each entry of chat_template must have a name and a template"));
                     };
                     templates.add(name, source.to_owned());
                 }
@@ -80,10 +73,8 @@ impl ChatTemplates {
 }
 
 fn read(path: &Path) -> Result<String, ModelError> {
-    std::fs::read_to_string(path).map_err(|e| ModelError::Format {
-        path: path.display().to_string(),
-        reason: e.to_string(),
-    })
+    std::fs::read_to_string(path)
+        .map_err(|e| ModelError::Format { path: path.display().to_string(), reason: e.to_string() })
 }
 
 /// The `.jinja` files of a directory, sorted; none if there is no such directory.
@@ -95,10 +86,7 @@ fn additional(dir: &Path) -> Result<Vec<std::path::PathBuf>, ModelError> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "jinja")
-        {
+        if path.extension().is_some_and(|extension| extension == "jinja") {
             paths.push(path);
         }
     }

@@ -108,10 +108,7 @@ impl GgmlType {
     }
 
     fn row(self) -> &'static (u32, GgmlType, &'static str, usize, usize) {
-        TYPES
-            .iter()
-            .find(|row| row.1 == self)
-            .expect("every type has a row")
+        TYPES.iter().find(|row| row.1 == self).expect("every type has a row")
     }
 
     /// ggml's name: `Q4_K`.
@@ -144,20 +141,13 @@ mod tests {
     fn every_type_is_found_by_its_id() {
         for (id, dtype, name, len, bytes) in TYPES {
             assert_eq!(GgmlType::from_id(id), Ok(dtype));
-            assert_eq!(
-                (dtype.name(), dtype.block_len(), dtype.block_bytes()),
-                (name, len, bytes)
-            );
+            assert_eq!((dtype.name(), dtype.block_len(), dtype.block_bytes()), (name, len, bytes));
         }
     }
 
     #[test]
     fn removed_and_unknown_types_are_refused_by_name() {
         assert!(GgmlType::from_id(31).unwrap_err().contains("Q4_0_4_4"));
-        assert!(
-            GgmlType::from_id(u32::MAX)
-                .unwrap_err()
-                .contains("4294967295")
-        );
+        assert!(GgmlType::from_id(u32::MAX).unwrap_err().contains("4294967295"));
     }
 }

@@ -200,9 +200,7 @@ impl MetaArray {
             7 => MetaArray::Bool(fill(cursor, key, 1, |c, k| Ok(c.u8(k)? != 0))?),
             8 => MetaArray::String(fill(cursor, key, 8, |c, k| Ok(c.string(k)?.to_owned()))?),
             9 => {
-                return Err(format!(
-                    "{key} is an array of arrays, which no known key uses"
-                ));
+                return Err(format!("{key} is an array of arrays, which no known key uses"));
             }
             10 => MetaArray::U64(fill(cursor, key, 8, Cursor::u64)?),
             11 => MetaArray::I64(fill(cursor, key, 8, |c, k| Ok(c.u64(k)? as i64))?),
@@ -237,10 +235,7 @@ impl Metadata {
 
     /// An error about this file.
     pub(crate) fn error(&self, reason: impl Into<String>) -> ModelError {
-        ModelError::Format {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        ModelError::Format { path: self.path.clone(), reason: reason.into() }
     }
 
     fn typed<'a, T>(
@@ -257,9 +252,7 @@ impl Metadata {
                 MetaValue::Array(_) | MetaValue::String(_) => value.type_name().to_owned(),
                 scalar => format!("{scalar:?}"),
             };
-            self.error(format!(
-                "metadata key {key} must be {wanted}, found {found}"
-            ))
+            self.error(format!("metadata key {key} must be {wanted}, found {found}"))
         })
     }
 
@@ -277,9 +270,7 @@ impl Metadata {
 
     /// An integer that fits 32 bits without a sign: token ids, counts, dimensions.
     pub fn u32(&self, key: &str) -> Result<Option<u32>, ModelError> {
-        self.typed(key, "an integer from 0 to 4294967295", |v| {
-            v.as_u64().and_then(|v| v.try_into().ok())
-        })
+        self.typed(key, "an integer from 0 to 4294967295", |v| v.as_u64().and_then(|v| v.try_into().ok()))
     }
 
     pub fn usize(&self, key: &str) -> Result<Option<usize>, ModelError> {
@@ -287,9 +278,7 @@ impl Metadata {
     }
 
     pub fn f32(&self, key: &str) -> Result<Option<f32>, ModelError> {
-        self.typed(key, "a finite float", |v| {
-            v.as_f32().filter(|v| v.is_finite())
-        })
+        self.typed(key, "a finite float", |v| v.as_f32().filter(|v| v.is_finite()))
     }
 
     pub fn bool(&self, key: &str) -> Result<Option<bool>, ModelError> {

@@ -39,8 +39,22 @@ const CAPITALS: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{L
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+"##;
 /// Letters of scripts with capitals, as DeepSeek's first vocabulary lists them.
-const DEEPSEEK_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
-const DEEPSEEK_HAN: &str = r"[一-龥ࠀ-一가-퟿]+";
+const DEEPSEEK_LETTERS: &str = concat!(
+    r"\s?[A-Za-z",
+    r"\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373",
+    r"\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481",
+    r"\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf",
+    r"\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d",
+    r"\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4",
+    r"\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107",
+    r"\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f",
+    r"\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d",
+    r"\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17",
+    r"\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb",
+    r"\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943",
+    r"]+"
+);
+const DEEPSEEK_HAN: &str = r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+";
 
 /// A rule and the names it goes by in `tokenizer.ggml.pre`.
 struct Rule {
@@ -170,7 +184,7 @@ const RULES: [Rule; 21] = [
         vec![
             keep(r"[\r\n]"),
             keep(DEEPSEEK_LETTERS),
-            keep(r"\s?[!-/:-\x7e！-／：-～‘-‟　-。]+"),
+            keep(r"\s?[!-/:-\x7e\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
             keep(r"\s+$"),
             keep(DEEPSEEK_HAN),
             keep(r"\p{N}+"),
@@ -180,7 +194,11 @@ const RULES: [Rule; 21] = [
         vec![keep(r"[\r\n]"), keep(r"\s?\p{L}+"), keep(r"\s?\p{P}+"), keep(DEEPSEEK_HAN), keep(r"\p{N}")]
     }),
     Rule::new(&["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], || {
-        vec![keep(r"\p{N}{1,3}"), keep(r"[一-龥぀-ゟ゠-ヿ]+"), (DEEPSEEK3.to_owned(), Blanks::LeaveLastUnlessBreak)]
+        vec![
+            keep(r"\p{N}{1,3}"),
+            keep(r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+            (DEEPSEEK3.to_owned(), Blanks::LeaveLastUnlessBreak),
+        ]
     }),
     Rule::new(&["falcon"], || vec![keep(r"[\p{P}$+<=>^~|`]+"), gpt2(), keep("[0-9][0-9][0-9]")]),
     Rule { ignore_merges: true, add_bos: true, ..Rule::new(&["tekken"], || vec![cased("", r"\p{N}")]) },
