@@ -6,7 +6,9 @@ mod forward;
 mod gguf;
 mod layers;
 mod llama;
+mod load;
 mod registry;
+mod source;
 mod tokenizer;
 mod weights;
 
@@ -16,4 +18,6 @@ pub use config::{
 pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
+pub use load::{Device, LoadOptions, LoadedModel, load};
+pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,0 +1,62 @@
+//! Local files → a model ready to run.
+
+use crate::source::{ModelFiles, ModelKind};
+use crate::weights::{Safetensors, Weights};
+use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, registry};
+use rill_kernels::{CpuBackend, Isa};
+use std::sync::Arc;
+
+/// Where a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    Cpu,
+}
+
+/// How to run a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Compute threads, the engine's own included.
+    pub threads: usize,
+    pub device: Device,
+}
+
+/// A model, its tokenizer, and what its files say about both.
+pub struct LoadedModel {
+    pub model: Box<dyn Model>,
+    pub tokenizer: Arc<Tokenizer>,
+    pub config: ModelConfig,
+    /// To serve under.
+    pub name: String,
+    /// Architecture, size and device in words.
+    pub description: String,
+}
+
+/// Loads the model `files` hold.
+pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let (config, tokenizer, weights) = match &files.kind {
+        ModelKind::Gguf { path } => {
+            let file = GgufFile::open(path)?;
+            let config = ModelConfig::from_gguf(&file)?;
+            let tokenizer = Tokenizer::from_gguf(&file)
+                .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
+            (config, tokenizer, Weights::Gguf(file))
+        }
+        ModelKind::Safetensors { dir, shards } => {
+            let config = ModelConfig::from_dir(dir)?;
+            let path = dir.join("tokenizer.json");
+            let tokenizer = Tokenizer::from_json_file(&path)
+                .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
+            (config, tokenizer, Weights::Safetensors(Safetensors::open(dir, shards)?))
+        }
+    };
+    let (Device::Auto | Device::Cpu) = options.device;
+    let backend = CpuBackend::new(options.threads, Isa::detect());
+    let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
+    let model = registry::build(backend, &config, &weights)?;
+    let description =
+        format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);
+    Ok(LoadedModel { model, tokenizer: Arc::new(tokenizer), config, name: files.name.clone(), description })
+}
