@@ -10,7 +10,8 @@ pub trait TokenText: Send + Sync {
     /// Whether `id` is a control token.
     fn is_special(&self, id: u32) -> bool;
 
-    /// Whether a generated text loses one leading space (SentencePiece marks the start of a word with one).
+    /// Whether a generated text loses one leading space. SentencePiece vocabularies drop the space before the first
+    /// word of a text; a generated text continues its prompt, so by default its first word keeps it.
     fn strips_leading_space(&self) -> bool {
         false
     }
