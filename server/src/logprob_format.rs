@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use rill_engine::TokenLogprobs;
 use rill_models::Tokenizer;
-use serde_json::{Map, Value};
 
-use crate::protocol::logprobs::{ChatLogprobs, ChatToken, ChatTopToken, CompletionLogprobs, PromptLogprob};
+use crate::protocol::logprobs::{ChatLogprobs, ChatToken, ChatTopToken, CompletionLogprobs, PromptLogprob, TopLogprobs};
 
 /// Builds completions' parallel arrays token by token, keeping count of the characters that went before.
 pub struct CompletionLogprobsBuilder<'a> {
@@ -49,13 +48,22 @@ impl<'a> CompletionLogprobsBuilder<'a> {
     }
 
     /// The alternatives, and the token itself with the identical number even where it is not among them.
-    fn top(&self, entry: &TokenLogprobs) -> Map<String, Value> {
-        let mut map = Map::with_capacity(entry.top.len() + 1);
+    fn top(&self, entry: &TokenLogprobs) -> TopLogprobs {
+        let own = completion_token(self.tokenizer, entry.token);
+        let mut shown: Vec<(String, f32)> = Vec::with_capacity(entry.top.len() + 1);
         for &(id, logprob) in &entry.top {
-            map.entry(completion_token(self.tokenizer, id)).or_insert_with(|| finite(logprob).into());
+            let token = completion_token(self.tokenizer, id);
+            // Two ids may spell the same text: the likelier counts, and the chosen one above all.
+            if token != own && !shown.iter().any(|(earlier, _)| *earlier == token) {
+                shown.push((token, finite(logprob)));
+            } else if id == entry.token {
+                shown.push((token, finite(entry.logprob)));
+            }
         }
-        map.insert(completion_token(self.tokenizer, entry.token), finite(entry.logprob).into());
-        map
+        if !shown.iter().any(|(token, _)| *token == own) {
+            shown.push((own, finite(entry.logprob)));
+        }
+        TopLogprobs(shown)
     }
 }
 

@@ -78,7 +78,7 @@ fn stopping() {
     check(json!({"stop": ["nothing", "—", "lein"]}), "Ein Bäch", "stop");
     check(json!({"stop": "lein", "include_stop_str_in_output": true}), "Ein Bächlein", "stop");
     check(json!({"stop_token_ids": [b' ']}), "Ein", "stop");
-    check(json!({"stop_token_ids": [b' '], "min_tokens": 5, "stop": "—"}), "Ein Bächlein", "stop");
+    check(json!({"stop": "n", "min_tokens": 6}), "Ein Bächlei", "stop");
     check(json!({"max_completion_tokens": 3, "max_tokens": 9}), "Ein", "length");
     check(json!({"max_tokens": 0}), "", "length");
     // The end token is certain: nothing is generated, unless it is ignored.

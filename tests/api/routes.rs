@@ -118,18 +118,18 @@ fn metrics_are_prometheus_text_under_both_names() {
         }
     }
     for gauge in ["num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"] {
-        assert!(text.contains(&format!("\nvllm:{gauge}{{model_name=\"org/tiny\"}} 0\n")), "{gauge}: {text}");
+        assert!(text.contains(&format!("\nvllm:{gauge}{{model_name=\"org/tiny\"}} 0\n")), "{gauge}");
     }
     for (counter, value) in [
-        ("prompt_tokens_total", 7),
+        ("prompt_tokens_total", 6),
         ("generation_tokens_total", 5),
         ("num_preemptions_total", 0),
-        ("prefix_cache_queries_total", 7),
+        ("prefix_cache_queries_total", 6),
         ("prefix_cache_hits_total", 0),
     ] {
         for prefix in ["vllm:", "rill_"] {
             let line = format!("\n{prefix}{counter}{{model_name=\"org/tiny\"}} {value}\n");
-            assert!(text.contains(&line), "{line}: {text}");
+            assert!(text.contains(&line), "{line}");
         }
     }
     assert!(text.contains("vllm:request_success_total{model_name=\"org/tiny\",finished_reason=\"length\"} 1\n"));

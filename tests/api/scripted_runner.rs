@@ -87,7 +87,7 @@ impl Runner for ScriptedRunner {
 fn logit(token: u32, position: u32, candidate: usize) -> f32 {
     let script = SCRIPT.as_bytes();
     if candidate == usize::from(script[position as usize % script.len()]) {
-        return 6.0;
+        return 5.0;
     }
     if !(32..127).contains(&candidate) {
         return -30.0;

@@ -1,7 +1,6 @@
 //! Log-probability objects of the three kinds: completions' parallel arrays, chat's list, vLLM's prompt list.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 
 /// Completions: parallel arrays, one entry a token.
 #[derive(Debug, Default, Clone, PartialEq, Serialize)]
@@ -9,9 +8,20 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// Null for the first token of an echoed prompt, which nothing precedes.
     pub token_logprobs: Vec<Option<f32>>,
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<TopLogprobs>>,
     /// Characters of text before each token.
     pub text_offset: Vec<usize>,
+}
+
+/// Alternatives by text, most likely first. Not a `serde_json` map: that would print the very same number with more
+/// digits than `token_logprobs` does.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct TopLogprobs(pub Vec<(String, f32)>);
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }
 
 /// Chat: one object a token.
