@@ -130,7 +130,7 @@ fn same(given: &[f32], expected: &[f32], who: &str, what: &str) -> Result<(), St
 fn every_type_is_close_to_its_definition_and_the_same_everywhere() {
     let mut backends = backends();
     for (index, dtype) in DTYPES.into_iter().enumerate() {
-        for (rows, tokens, cols) in [(1, 1, 256), (16, 17, 512), (37, 23, 256), (50, 70, 768)] {
+        for (rows, tokens, cols) in [(1, 1, 256), (16, 17, 512), (31, 23, 256), (50, 70, 768)] {
             let case = Case { parts: vec![(dtype, rows)], cols, tokens, seed: index as u64 };
             check(&mut backends, &case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
         }
