@@ -39,7 +39,11 @@ impl Tokenizer {
     /// A missing or malformed `tokenizer.ggml.*` key, or a kind of vocabulary or word splitting that is not
     /// supported, each by name.
     pub fn from_gguf(file: &GgufFile) -> Result<Tokenizer, TokenizerError> {
-        build(file.metadata()).map_err(|e| TokenizerError(e.to_string()))
+        build(file.metadata()).map_err(|error| match error {
+            // The caller knows the path.
+            ModelError::Format { reason, .. } => TokenizerError(reason),
+            other => TokenizerError(other.to_string()),
+        })
     }
 }
 

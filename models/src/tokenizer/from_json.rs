@@ -26,7 +26,7 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read or parsed, or a decoder whose tokens have no bytes of their own, by name.
     pub fn from_json_file(path: &Path) -> Result<Tokenizer, TokenizerError> {
-        let failed = |reason: String| TokenizerError(format!("{}: {reason}", path.display()));
+        let failed = TokenizerError;
         let json = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| failed(e.to_string()))?;
         drop(json);

@@ -1,10 +1,9 @@
 //! The default model's own vocabulary against llama.cpp's tokenizer, id for id.
 
-mod default_model;
-
 use std::collections::HashSet;
 use std::path::Path;
 
+use crate::default_model;
 use proptest::prelude::*;
 use rill_models::Tokenizer;
 
