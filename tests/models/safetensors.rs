@@ -66,7 +66,9 @@ fn write_model(dir: &Path, dtype: DType, tied: bool) {
         part("mlp.down_proj", HIDDEN, INNER);
     }
     let norms = (0..LAYERS)
-        .flat_map(|l| ["input_layernorm", "post_attention_layernorm"].map(|n| format!("model.layers.{l}.{n}.weight")))
+        .flat_map(|l| {
+            ["input_layernorm", "post_attention_layernorm"].map(|n| format!("model.layers.{l}.{n}.weight"))
+        })
         .chain(["model.norm.weight".to_owned()]);
     for name in norms {
         tensors.insert(name, numbers.tensor(&[HIDDEN], 0.5, 1.0, dtype));
@@ -97,7 +99,8 @@ fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
 fn candle_logits(dir: &Path, tied: bool, tokens: &[u32]) -> Vec<f32> {
     let config: LlamaConfig = serde_json::from_value(config_json(tied)).expect("candle reads the configuration");
     let config: Config = config.into_config(false);
-    let tensors = candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).expect("weights load");
+    let tensors =
+        candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).expect("weights load");
     let builder = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
     let model = Llama::load(builder, &config).expect("candle loads the model");
     let mut cache = Cache::new(true, DType::F32, &config, &Device::Cpu).expect("a small cache");
