@@ -10,7 +10,7 @@ use std::ops::Range;
 pub struct StepInput<'a> {
     /// Position of each row in its sequence.
     pub positions: &'a [u32],
-    /// `block * block_size + offset` each row's key and value go to.
+    /// `block * block_size + offset` each row's key and value go to; no two rows share one.
     pub slot_mapping: &'a [u32],
     /// Prefix sums of rows, `sequences + 1` entries.
     pub query_starts: &'a [u32],

@@ -110,7 +110,7 @@ impl Pool {
     /// Calls `f(0)`, …, `f(chunks - 1)`, each once, on any thread and in any order, and returns when all are done.
     ///
     /// # Panics
-    /// If a chunk panicked (after all others have run).
+    /// If a chunk panicked: with workers after all others have run, alone at once.
     pub fn run(&mut self, chunks: usize, f: &(dyn Fn(usize) + Sync)) {
         if chunks <= 1 || self.workers.is_empty() {
             (0..chunks).for_each(f);

@@ -36,7 +36,7 @@ impl Form {
     }
 }
 
-/// Rows ready for [`linear`](super::linear); memory is kept from step to step.
+/// Rows ready for a linear layer; memory is kept from step to step.
 #[derive(Default)]
 pub struct Rows {
     pub(crate) rows: usize,
