@@ -11,6 +11,9 @@ use super::spec::HubRepo;
 use super::{ModelFiles, ModelKind, Progress, SourceOptions, disk, hub};
 use crate::ModelError;
 
+#[cfg(test)]
+mod tests;
+
 pub(super) const NAME: &str = "SmolLM2-135M-Instruct";
 
 /// A model that is to be had in two places, the very same file in both.

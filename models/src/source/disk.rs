@@ -67,3 +67,24 @@ pub(super) fn publish(file: &File, from: &Path, to: &Path) -> io::Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_called_one() {
+        let full = write_error(Path::new("/x"), &io::Error::from(io::ErrorKind::StorageFull)).to_string();
+        assert!(full.starts_with("the disk is full: /x") && full.contains("RILL_CACHE"), "{full}");
+        let other = write_error(Path::new("/x"), &io::Error::from(io::ErrorKind::PermissionDenied)).to_string();
+        assert!(other.contains("cannot write in /x"), "{other}");
+    }
+
+    #[test]
+    fn space_is_checked_with_the_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        check_space(dir.path(), 1).unwrap();
+        let error = check_space(dir.path(), 1 << 62).unwrap_err().to_string();
+        assert!(error.contains(&format!("{} MB are needed", (1u64 << 42) + 64)), "{error}");
+    }
+}
