@@ -270,6 +270,8 @@ impl Scheduler {
     fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
         self.left += std::mem::take(&mut sequence.granted);
+        // It may be admitted again by the time somebody asks.
+        sequence.stalled = false;
         sequence.release_blocks(&mut self.pool);
         sequence.preempted = true;
         self.totals.preemptions += 1;
@@ -496,6 +498,21 @@ mod tests {
         assert_eq!((s.running().len(), s.totals().preemptions), (2, 0));
         s.remove(key(0, 0));
         assert_eq!(step(&mut s), [(1, 1)], "nothing was lost by waiting");
+    }
+
+    #[test]
+    fn one_that_stalled_and_was_then_preempted_runs_as_soon_as_it_is_back() {
+        let mut s = scheduler(4, 2, 12);
+        add(&mut s, key(0, 0), 20);
+        add(&mut s, key(0, 1), 1);
+        for _ in 0..6 {
+            assert_eq!(step(&mut s), [(1, 1), (0, 3)]);
+        }
+        // The stream finds no block for its seventh token, and then the prompt takes those it has.
+        assert_eq!(step(&mut s), [(0, 2)]);
+        assert_eq!((s.running().len(), s.totals().preemptions), (1, 1));
+        s.remove(key(0, 0));
+        assert_eq!(step(&mut s).len(), 1);
     }
 
     #[test]
