@@ -37,7 +37,6 @@ pub struct Faults {
 pub struct Seen {
     /// Of the content server, not of the hub.
     pub content: bool,
-    pub line: String,
     pub headers: HashMap<String, String>,
 }
 
@@ -118,7 +117,7 @@ impl Shared {
             .take_while(|line| !line.is_empty())
             .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
             .collect();
-        self.seen.lock().unwrap().push(Seen { content, line: line.clone(), headers: headers.clone() });
+        self.seen.lock().unwrap().push(Seen { content, headers: headers.clone() });
         let mut words = line.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let delay = self.faults.lock().unwrap().delay;
