@@ -71,8 +71,7 @@ impl ChatTemplate {
 
     /// The prompt text.
     pub fn render(&self, input: &RenderInput) -> Result<String, TemplateError> {
-        let template =
-            self.environment.get_template("chat").map_err(|error| TemplateError(plain(&error)))?;
+        let template = self.environment.get_template("chat").map_err(|error| TemplateError(plain(&error)))?;
         let standard = context! {
             messages => input.messages,
             tools => input.tools,
@@ -122,9 +121,8 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     let mut text = String::new();
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let now = chrono::DateTime::from_timestamp(i64::try_from(now.as_secs()).unwrap_or(0), 0).unwrap_or_default();
-    write!(text, "{}", now.format(format)).map_err(|_| {
-        Error::new(ErrorKind::InvalidOperation, format!("strftime_now cannot format {format:?}"))
-    })?;
+    write!(text, "{}", now.format(format))
+        .map_err(|_| Error::new(ErrorKind::InvalidOperation, format!("strftime_now cannot format {format:?}")))?;
     Ok(text)
 }
 

@@ -15,7 +15,12 @@ fn message(role: &str, content: &str) -> TemplateMessage {
 }
 
 fn chat() -> Vec<TemplateMessage> {
-    vec![message("system", "Be brief."), message("user", "  Hi \n"), message("assistant", "Hello"), message("user", "Bye")]
+    vec![
+        message("system", "Be brief."),
+        message("user", "  Hi \n"),
+        message("assistant", "Hello"),
+        message("user", "Bye"),
+    ]
 }
 
 fn render(source: &str, input: &RenderInput) -> Result<String, String> {
@@ -56,14 +61,26 @@ fn smollm2() {
 fn the_environment_is_hugging_faces() {
     for (source, expected) in [
         // Blocks take their line's indentation and newline with them.
-        ("{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content | trim }};\n  {% endif %}\n{% endfor %}", "Hi;\nBye;\n"),
+        (
+            "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content | trim }};\n  {% endif %}\n{% endfor %}",
+            "Hi;\nBye;\n",
+        ),
         ("{{ bos_token }}{{ messages[1]['content'] | trim }}{{ eos_token }}", "<s>Hi</s>"),
         ("{{ messages[0].content.upper() }} {{ messages[1].content.strip() }}!", "BE BRIEF. Hi!"),
         ("{{ messages[-1]['role'] }} {{ messages[1:] | length }}", "user 3"),
         ("{{ 'a</think>b'.split('</think>')[-1].lstrip('b') }}{{ 'xyz'.startswith('xy') }}", "True"),
-        ("{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}{%- endfor -%}{{ ns.n }}", "4"),
-        ("{% for m in messages %}{% if loop.index0 == 1 %}{% continue %}{% endif %}{% if loop.index0 == 3 %}{% break %}{% endif %}{{ loop.index }}{% endfor %}", "13"),
-        ("{{ {'b': [1, 2.5, none, true], 'a': \"<it's>&é\"} | tojson }}", "{\"b\": [1, 2.5, null, true], \"a\": \"<it's>&é\"}"),
+        (
+            "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}{%- endfor -%}{{ ns.n }}",
+            "4",
+        ),
+        (
+            "{% for m in messages %}{% if loop.index0 == 1 %}{% continue %}{% endif %}{% if loop.index0 == 3 %}{% break %}{% endif %}{{ loop.index }}{% endfor %}",
+            "13",
+        ),
+        (
+            "{{ {'b': [1, 2.5, none, true], 'a': \"<it's>&é\"} | tojson }}",
+            "{\"b\": [1, 2.5, null, true], \"a\": \"<it's>&é\"}",
+        ),
         ("{{ {'a': [1]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1\n  ]\n}"),
         ("{{ '<' ~ messages[0].content ~ '&>' }}", "<Be brief.&>"),
         ("{% if tools %}tools{% elif tools is none %}none{% endif %}", "none"),
@@ -74,7 +91,10 @@ fn the_environment_is_hugging_faces() {
         ("{{ messages | selectattr('role', 'equalto', 'user') | list | length }}", "2"),
         ("{{ (messages | map(attribute='role') | join(',')) }}", "system,user,assistant,user"),
         ("{% set x = 'u' if messages[1].role == 'user' else 'o' %}{{ x }}{{ add_generation_prompt }}", "uTrue"),
-        ("{{ messages[0].items() | list | length }}{% for k, v in messages[0].items() %} {{ k }}{% endfor %}", "2 role content"),
+        (
+            "{{ messages[0].items() | list | length }}{% for k, v in messages[0].items() %} {{ k }}{% endfor %}",
+            "2 role content",
+        ),
         ("{{ strftime_now('%Y') | length }}", "4"),
     ] {
         check(source, expected);
@@ -122,7 +142,11 @@ fn the_final_message_can_be_continued() {
     for (source, content, expected) in [
         ("{% for m in messages %}<{{ m.content }}>{% endfor %}", "The answer is ", Ok("<The answer is ")),
         ("{% for m in messages %}<{{ m.content | trim }}>{% endfor %}", " The answer is ", Ok("<The answer is")),
-        ("{% for m in messages %}<{{ m.role }}>{% endfor %}", "gone", Err("does not show the last message's content")),
+        (
+            "{% for m in messages %}<{{ m.role }}>{% endfor %}",
+            "gone",
+            Err("does not show the last message's content"),
+        ),
     ] {
         let messages = [message("assistant", content)];
         let input = RenderInput { messages: &messages, continue_final_message: true, ..RenderInput::default() };

@@ -107,7 +107,8 @@ fn available_in(meminfo: &str) -> Option<u64> {
 
 /// What a control group's memory limit leaves, where there is one.
 fn cgroup_room() -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
     Some(read("memory.max")?.saturating_sub(read("memory.current")?))
 }
 

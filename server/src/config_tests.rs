@@ -36,7 +36,10 @@ fn flags_are_checked() {
         ("--max-queue 0", "--max-queue: must be between"),
         ("--block-size 0", "--block-size: must be between"),
         ("--max-connections 0", "--max-connections: must be between"),
-        ("--max-running 64 --max-batch-tokens 63", "--max-batch-tokens: must be at least --max-running, 64, not 63"),
+        (
+            "--max-running 64 --max-batch-tokens 63",
+            "--max-batch-tokens: must be at least --max-running, 64, not 63",
+        ),
         ("--kv-cache-memory lots", "--kv-cache-memory: must be a size such as 512MiB or 2GiB, not lots"),
         ("--kv-cache-memory 0", "--kv-cache-memory: must be a size"),
         ("--kv-cache-memory 2PiB", "--kv-cache-memory: must be a size"),

@@ -6,7 +6,8 @@ use std::pin::Pin;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rill_engine::{
-    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, SubmitError, TokenLogprobs, Usage,
+    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, SubmitError, TokenLogprobs,
+    Usage,
 };
 
 type Pull = Pin<Box<dyn Future<Output = (usize, Option<Event>, EventStream)> + Send>>;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use rill_engine::TokenLogprobs;
 use rill_models::Tokenizer;
 
-use crate::protocol::logprobs::{ChatLogprobs, ChatToken, ChatTopToken, CompletionLogprobs, PromptLogprob, TopLogprobs};
+use crate::protocol::logprobs::{
+    ChatLogprobs, ChatToken, ChatTopToken, CompletionLogprobs, PromptLogprob, TopLogprobs,
+};
 
 /// Builds completions' parallel arrays token by token, keeping count of the characters that went before.
 pub struct CompletionLogprobsBuilder<'a> {

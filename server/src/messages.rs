@@ -26,7 +26,8 @@ fn one(position: usize, message: &Message) -> Result<TemplateMessage, ApiError> 
         "user" => "user",
         "assistant" => "assistant",
         "tool" | "function" => {
-            return Err(ApiError::unsupported(&format!("messages[{position}].role `{}`", message.role)));
+            let field = format!("messages[{position}].role");
+            return Err(ApiError::unsupported_value(&field, &format!("{field} `{}`", message.role)));
         }
         other => {
             return Err(ApiError::invalid(
@@ -79,7 +80,7 @@ fn text_of(position: usize, content: Option<&Content>) -> Result<String, ApiErro
             }
             (other, _) => {
                 let kind = shorten(other);
-                return Err(ApiError::unsupported(&format!("{field}[{index}] of type `{kind}`")));
+                return Err(ApiError::unsupported_value(&field, &format!("{field}[{index}] of type `{kind}`")));
             }
         }
     }

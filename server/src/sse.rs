@@ -201,7 +201,10 @@ impl FrameWriter {
                 self.open(index);
                 self.raw("\"text\":");
                 self.buffer.put_slice(&text);
-                self.close(None, |buffer| if logprobs { write_json(buffer, &shown) } else { buffer.put_slice(b"null") });
+                self.close(
+                    None,
+                    |buffer| if logprobs { write_json(buffer, &shown) } else { buffer.put_slice(b"null") },
+                );
             }
         }
     }
@@ -219,7 +222,8 @@ impl FrameWriter {
                 let shown = wanted.then(|| {
                     let mut shown = CompletionLogprobs::default();
                     let chars = self.choices[index].chars;
-                    let mut builder = CompletionLogprobsBuilder::new(self.serving.tokenizer(), skip_special, chars);
+                    let mut builder =
+                        CompletionLogprobsBuilder::new(self.serving.tokenizer(), skip_special, chars);
                     builder.push_tokens(&mut shown, logprobs);
                     self.choices[index].chars = builder.chars_before();
                     shown

@@ -74,8 +74,7 @@ pub fn serve(flags: ServeFlags) -> Result<(), StartError> {
 async fn run(config: ServeConfig) -> Result<(), StartError> {
     let mut signals = Signals::new()?;
     let address = config.address;
-    let listener =
-        TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
+    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
     let address = listener.local_addr()?;
     let state = AppState::new(config.app.clone());
     let (stop, stopping) = watch::channel(false);
@@ -168,7 +167,8 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let options = LoadOptions { threads: config.threads, device: config.device.into() };
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
         rill_models::load(&files, &options)?;
-    let template = template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
+    let template =
+        template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
 
     let shape = model.shape().clone();
     let limits = &config.engine;
@@ -244,7 +244,9 @@ impl Loaded {
         let url = format!("http://{host}:{}", address.port());
         let key = if config.app.keys.is_empty() { "" } else { "-H \"Authorization: Bearer $RILL_API_KEY\" " };
         let (path, body) = match self.serving.template {
-            Some(_) => ("chat/completions", r#"{"messages":[{"role":"user","content":"Hello!"}],"max_tokens":64}"#),
+            Some(_) => {
+                ("chat/completions", r#"{"messages":[{"role":"user","content":"Hello!"}],"max_tokens":64}"#)
+            }
             None => ("completions", r#"{"prompt":"Once upon a time","max_tokens":64}"#),
         };
         format!(

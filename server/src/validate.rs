@@ -151,10 +151,7 @@ fn stop(fields: &SharedFields, limits: &ModelLimits) -> Result<StopParams, ApiEr
         if !(1..=STOP_STRING_BYTES_MAX).contains(&string.len()) {
             return Err(ApiError::invalid(
                 "stop",
-                format!(
-                    "stop[{position}] must be 1 to {STOP_STRING_BYTES_MAX} bytes long, not {}",
-                    string.len()
-                ),
+                format!("stop[{position}] must be 1 to {STOP_STRING_BYTES_MAX} bytes long, not {}", string.len()),
             ));
         }
     }
@@ -249,7 +246,9 @@ pub fn choices(prompts: usize, n: usize) -> Result<(), ApiError> {
     if prompts.saturating_mul(n) > CHOICES_MAX {
         return Err(ApiError::invalid(
             "n",
-            format!("a request may ask for at most {CHOICES_MAX} choices; {prompts} prompts times n = {n} is more"),
+            format!(
+                "a request may ask for at most {CHOICES_MAX} choices; {prompts} prompts times n = {n} is more"
+            ),
         ));
     }
     Ok(())
@@ -258,10 +257,9 @@ pub fn choices(prompts: usize, n: usize) -> Result<(), ApiError> {
 /// An integer in `low..=high`.
 pub fn integer(field: &str, value: Option<i64>, low: i64, high: i64) -> Result<Option<i64>, ApiError> {
     match value {
-        Some(given) if !(low..=high).contains(&given) => Err(ApiError::invalid(
-            field,
-            format!("{field} must be between {low} and {high}, not {given}"),
-        )),
+        Some(given) if !(low..=high).contains(&given) => {
+            Err(ApiError::invalid(field, format!("{field} must be between {low} and {high}, not {given}")))
+        }
         _ => Ok(value),
     }
 }
@@ -269,10 +267,9 @@ pub fn integer(field: &str, value: Option<i64>, low: i64, high: i64) -> Result<O
 /// A finite number in `low..=high`.
 fn number(field: &str, value: Option<f64>, low: f64, high: f64) -> Result<Option<f64>, ApiError> {
     match value {
-        Some(given) if !(low..=high).contains(&given) => Err(ApiError::invalid(
-            field,
-            format!("{field} must be between {low} and {high}, not {given}"),
-        )),
+        Some(given) if !(low..=high).contains(&given) => {
+            Err(ApiError::invalid(field, format!("{field} must be between {low} and {high}, not {given}")))
+        }
         _ => Ok(value),
     }
 }

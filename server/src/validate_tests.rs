@@ -167,7 +167,12 @@ fn prompt_and_completion_fit_the_context() {
     check("{}", 40, Some(16), Ok(10));
     check("{}", 10, None, Ok(40));
     check(r#"{"max_tokens":5}"#, 45, None, Ok(5));
-    check(r#"{"max_tokens":6}"#, 45, None, Err("context is 50 tokens; the prompt is 45 and max_tokens asks for 6"));
+    check(
+        r#"{"max_tokens":6}"#,
+        45,
+        None,
+        Err("context is 50 tokens; the prompt is 45 and max_tokens asks for 6"),
+    );
     check("{}", 49, None, Ok(1));
     check("{}", 50, None, Err("the prompt is 50 tokens long and the model's context of 50"));
     check("{}", 5000, Some(16), Err("the prompt is 5000 tokens long"));

@@ -65,7 +65,10 @@ fn n_choices_differ_and_share_the_prompt() {
         answer["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].as_str().unwrap()).collect();
     assert_eq!(texts.len(), 3);
     assert!(texts[0] != texts[1] && texts[1] != texts[2]);
-    assert_eq!((answer["usage"]["prompt_tokens"].as_u64(), answer["usage"]["completion_tokens"].as_u64()), (Some(21), Some(60)));
+    assert_eq!(
+        (answer["usage"]["prompt_tokens"].as_u64(), answer["usage"]["completion_tokens"].as_u64()),
+        (Some(21), Some(60))
+    );
 }
 
 #[test]

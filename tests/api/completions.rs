@@ -72,7 +72,11 @@ fn stopping() {
         let mut body = json!({"prompt": "a", "temperature": 0, "max_tokens": 40});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let choice = &server.ok(PATH, body)["choices"][0];
-        assert_eq!((choice["text"].as_str(), choice["finish_reason"].as_str()), (Some(text), Some(reason)), "{extra}");
+        assert_eq!(
+            (choice["text"].as_str(), choice["finish_reason"].as_str()),
+            (Some(text), Some(reason)),
+            "{extra}"
+        );
     };
     check(json!({"stop": "lein"}), "Ein Bäch", "stop");
     check(json!({"stop": ["nothing", "—", "lein"]}), "Ein Bäch", "stop");
@@ -106,13 +110,23 @@ fn sampling_parameters_change_what_is_sampled() {
     assert_ne!(sampled, greedy);
     assert_eq!(sampled, text(json!({})), "a seed decides");
     assert_ne!(sampled, text(json!({"seed": 8})));
-    for nearly_greedy in [json!({"top_k": 1}), json!({"top_p": 0}), json!({"top_p": 0.0001}), json!({"min_p": 1.0})] {
+    for nearly_greedy in
+        [json!({"top_k": 1}), json!({"top_p": 0}), json!({"top_p": 0.0001}), json!({"min_p": 1.0})]
+    {
         assert_eq!(text(nearly_greedy.clone()), greedy, "{nearly_greedy}");
     }
-    for off in [json!({"top_k": -1}), json!({"top_k": 0}), json!({"top_p": 1}), json!({"min_p": 0}), json!({"presence_penalty": 0})] {
+    for off in [
+        json!({"top_k": -1}),
+        json!({"top_k": 0}),
+        json!({"top_p": 1}),
+        json!({"min_p": 0}),
+        json!({"presence_penalty": 0}),
+    ] {
         assert_eq!(text(off.clone()), sampled, "{off}");
     }
-    for penalty in [json!({"presence_penalty": 2}), json!({"frequency_penalty": 2}), json!({"repetition_penalty": 5})] {
+    for penalty in
+        [json!({"presence_penalty": 2}), json!({"frequency_penalty": 2}), json!({"repetition_penalty": 5})]
+    {
         let mut body = penalty.clone();
         body["temperature"] = json!(0);
         assert_ne!(text(body), greedy, "{penalty}");
@@ -179,7 +193,8 @@ fn logprobs_count_alternatives() {
 #[test]
 fn echo_without_logprobs_is_the_prompt_as_sent() {
     let server = test_server::start();
-    let answer = server.ok(PATH, json!({"prompt": ["hello ", "x"], "echo": true, "max_tokens": 2, "temperature": 0}));
+    let answer =
+        server.ok(PATH, json!({"prompt": ["hello ", "x"], "echo": true, "max_tokens": 2, "temperature": 0}));
     // `hello` and the space.
     assert_eq!(answer["choices"][0]["text"], format!("hello {}", script(2, 2)));
     assert_eq!(answer["choices"][1]["text"], format!("x{}", script(1, 2)));
@@ -208,7 +223,8 @@ fn cached_tokens_are_reported_and_salts_keep_apart() {
     let server = test_server::start();
     let prompt = "The same long beginning, again and again.".repeat(2);
     let cached = |salt: Value| {
-        let answer = server.ok(PATH, json!({"prompt": prompt, "max_tokens": 2, "temperature": 0, "cache_salt": salt}));
+        let answer =
+            server.ok(PATH, json!({"prompt": prompt, "max_tokens": 2, "temperature": 0, "cache_salt": salt}));
         answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
     };
     assert_eq!(cached(json!(null)), 0);

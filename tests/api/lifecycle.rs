@@ -50,7 +50,9 @@ fn draining_finishes_streams_and_takes_nothing_new() {
     }
     assert_eq!(last.as_deref(), Some("[DONE]"));
     assert!(frames > 20, "{frames}");
-    server.block_on(async { tokio::time::timeout(Duration::from_secs(5), server.state.drain().idle()).await.unwrap() });
+    server.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), server.state.drain().idle()).await.unwrap()
+    });
 }
 
 #[test]
@@ -68,7 +70,9 @@ fn streams_cut_by_the_drain_timeout_are_told_in_band() {
     }
     let error: serde_json::Value = serde_json::from_str(&last).unwrap();
     assert_eq!(error["error"].as_object().unwrap().len(), 4, "{error}");
-    server.block_on(async { tokio::time::timeout(Duration::from_secs(5), server.state.drain().idle()).await.unwrap() });
+    server.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), server.state.drain().idle()).await.unwrap()
+    });
 }
 
 #[test]

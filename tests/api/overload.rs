@@ -87,9 +87,12 @@ fn a_client_that_goes_away_frees_its_blocks_at_once() {
 
 #[test]
 fn readers_that_stand_still_are_cut_off() {
-    let server = test_server::start();
+    let mut setup = Setup::default();
+    setup.engine.max_waiting = 32;
+    let server = test_server::start_with(setup);
     // Log-probabilities make a stream larger than the sockets' buffers.
-    let body = json!({"prompt": "a", "max_tokens": 500, "n": 8, "stream": true, "logprobs": 20});
+    let body =
+        json!({"prompt": "a", "max_tokens": 500, "n": 20, "stream": true, "logprobs": 20, "ignore_eos": true});
     let mut client = send(&server, &body);
     let mut head = [0; 12];
     client.read_exact(&mut head).unwrap();

@@ -30,7 +30,10 @@ fn text_goes_to_tokens_and_back() {
         let tokens = server.ok("/tokenize", json!({"prompt": text}))["tokens"].clone();
         assert_eq!(server.ok("/detokenize", json!({"tokens": tokens}))["prompt"], text);
     }
-    assert_eq!(server.ok("/tokenize", json!({"prompt": ""})), json!({"count": 0, "max_model_len": 512, "tokens": [], "token_strs": null}));
+    assert_eq!(
+        server.ok("/tokenize", json!({"prompt": ""})),
+        json!({"count": 0, "max_model_len": 512, "tokens": [], "token_strs": null})
+    );
     for (path, body) in [
         ("/tokenize", json!({})),
         ("/tokenize", json!({"prompt": "a", "messages": []})),
@@ -49,7 +52,8 @@ fn keys_guard_everything_but_probes() {
     setup.options.keys = ApiKeys::new(vec!["sesame".to_owned(), "other".to_owned()]);
     let server = test_server::start_with(setup);
     let ask = |method: &str, path: &str, key: &str| {
-        let authorization = if key.is_empty() { String::new() } else { format!("Authorization: Bearer {key}\r\n") };
+        let authorization =
+            if key.is_empty() { String::new() } else { format!("Authorization: Bearer {key}\r\n") };
         let body = r#"{"prompt":"a","max_tokens":1}"#;
         let answer = server.raw(
             format!(
@@ -60,7 +64,9 @@ fn keys_guard_everything_but_probes() {
         );
         answer[9..12].parse::<u16>().unwrap_or_else(|_| panic!("{answer}"))
     };
-    for (method, path) in [("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", "/tokenize")] {
+    for (method, path) in
+        [("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/x"), ("POST", "/tokenize")]
+    {
         assert_eq!(ask(method, path, ""), 401, "{path}");
         assert_eq!(ask(method, path, "sesam"), 401, "{path}");
         assert_ne!(ask(method, path, "other"), 401, "{path}");
@@ -133,8 +139,12 @@ fn metrics_are_prometheus_text_under_both_names() {
         }
     }
     assert!(text.contains("vllm:request_success_total{model_name=\"org/tiny\",finished_reason=\"length\"} 1\n"));
-    assert!(text.contains("vllm:cache_config_info{model_name=\"org/tiny\",block_size=\"16\",num_gpu_blocks=\"256\""));
-    assert!(text.contains("vllm:lora_requests_info{max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"}"));
+    assert!(
+        text.contains("vllm:cache_config_info{model_name=\"org/tiny\",block_size=\"16\",num_gpu_blocks=\"256\"")
+    );
+    assert!(text.contains(
+        "vllm:lora_requests_info{max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"}"
+    ));
     for histogram in [
         "time_to_first_token_seconds",
         "inter_token_latency_seconds",

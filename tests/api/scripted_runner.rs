@@ -92,6 +92,7 @@ fn logit(token: u32, position: u32, candidate: usize) -> f32 {
     if !(32..127).contains(&candidate) {
         return -30.0;
     }
-    let mixed = (u64::from(token) << 40 | u64::from(position) << 16 | candidate as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mixed = (u64::from(token) << 40 | u64::from(position) << 16 | candidate as u64)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15);
     (mixed >> 40) as f32 / (1 << 24) as f32 * 4.0
 }

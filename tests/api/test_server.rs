@@ -78,7 +78,8 @@ pub fn start() -> TestServer {
 }
 
 pub fn start_with(setup: Setup) -> TestServer {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let knobs = Arc::new(Knobs::default());
     let state = AppState::new(setup.options);
     let runner = ScriptedRunner { knobs: knobs.clone() };

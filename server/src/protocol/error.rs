@@ -54,9 +54,14 @@ impl ApiError {
 
     /// 400 for a field we know and do not implement.
     pub fn unsupported(field: &str) -> Self {
+        Self::unsupported_value(field, field)
+    }
+
+    /// 400 where only some values of a field are not implemented; `what` says which.
+    pub fn unsupported_value(field: &str, what: &str) -> Self {
         ApiError {
             code: Some("unsupported_parameter"),
-            ..Self::invalid(field, format!("{field} is not supported by this server yet"))
+            ..Self::invalid(field, format!("{what} is not supported by this server yet"))
         }
     }
 
@@ -156,12 +161,8 @@ impl ApiError {
 
     /// The body: `{"error":{…}}`.
     pub fn to_json(&self) -> String {
-        let detail = Detail {
-            message: &self.message,
-            kind: self.kind,
-            param: self.param.as_deref(),
-            code: self.code,
-        };
+        let detail =
+            Detail { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
         serde_json::to_string(&Body { error: detail }).unwrap_or_default()
     }
 }
@@ -188,8 +189,7 @@ impl From<SubmitError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = self.to_json();
-        let mut response =
-            (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

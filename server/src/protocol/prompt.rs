@@ -117,7 +117,10 @@ mod tests {
         check(r#""hi""#, Ok(vec![text("hi")]));
         check(r#"["a","b"]"#, Ok(vec![text("a"), text("b")]));
         check("[1,2]", Ok(vec![Prompt::Tokens(vec![1, 2])]));
-        check("[[1],[2,3],[]]", Ok(vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3]), Prompt::Tokens(vec![])]));
+        check(
+            "[[1],[2,3],[]]",
+            Ok(vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3]), Prompt::Tokens(vec![])]),
+        );
         check("[]", Ok(vec![]));
         check("7", Err("expected a string"));
         check("{}", Err("expected a string"));

@@ -109,7 +109,7 @@ fn refuse_tool_calls(fields: &ChatFields) -> Result<(), ApiError> {
     let none = choice.is_some_and(|choice| choice == "none");
     let has_tools = fields.tools.as_ref().is_some_and(|tools| !tools.is_empty());
     if has_tools && !none {
-        return Err(ApiError::unsupported("tools (other than with tool_choice `none`)"));
+        return Err(ApiError::unsupported_value("tools", "tools other than with tool_choice `none`"));
     }
     if choice.is_some_and(|choice| choice != "none" && choice != "auto") {
         return Err(ApiError::unsupported("tool_choice"));
@@ -185,9 +185,6 @@ impl ChatPrompt {
             continue_final_message: self.continue_final_message,
             variables: self.fields.variables.as_ref(),
         };
-        serving
-            .prompts
-            .encode_chat(template, &input, add_special)
-            .map_err(|error| prompt_error("messages", error))
+        serving.prompts.encode_chat(template, &input, add_special).map_err(|error| prompt_error("messages", error))
     }
 }

@@ -32,7 +32,8 @@ pub async fn completions(
     drop(body);
     let model = serving.model_name(shared.model.as_deref())?.to_owned();
     let options = validate::shared(&shared, &serving.limits())?;
-    let logprobs = validate::integer("logprobs", own.logprobs, 0, validate::LOGPROBS_MAX)?.map(|count| count as u32);
+    let logprobs =
+        validate::integer("logprobs", own.logprobs, 0, validate::LOGPROBS_MAX)?.map(|count| count as u32);
     let n = options.n;
     if let Some(best_of) = own.best_of.filter(|&best_of| best_of != 1 && best_of != n as i64) {
         return Err(ApiError::invalid("best_of", format!("best_of must be 1 or n, {n}, not {best_of}")));

@@ -15,10 +15,7 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Result<Json<ModelList>,
     Ok(Json(ModelList { object: "list", data }))
 }
 
-pub async fn one(
-    State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
-) -> Result<Json<ModelCard>, ApiError> {
+pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
     let serving = state.ready()?;
     let name = serving.model_name(Some(&id))?;
     Ok(Json(card(serving, name)))

@@ -46,12 +46,7 @@ pub async fn tokenize(
         let text = |&id: &u32| String::from_utf8_lossy(serving.tokenizer().token_bytes(id)).into_owned();
         tokens.iter().map(text).collect()
     });
-    Ok(Json(TokenizeResponse {
-        count: tokens.len(),
-        max_model_len: serving.context_len(),
-        tokens,
-        token_strs,
-    }))
+    Ok(Json(TokenizeResponse { count: tokens.len(), max_model_len: serving.context_len(), tokens, token_strs }))
 }
 
 pub async fn detokenize(
