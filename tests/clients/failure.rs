@@ -252,18 +252,22 @@ fn what_cannot_start_says_why_and_fails() {
     let whole = std::fs::read(rill_tests::default_model::gguf_path()).expect("reads");
     std::fs::write(&truncated, &whole[..whole.len() / 2]).expect("writes");
     let other = folder.path().join("other.gguf");
-    let at = whole.windows(20).position(|bytes| bytes == b"general.architecture").expect("the key");
+    // Another architecture's file: its name and its keys, which are as long as llama's.
     let mut renamed = whole;
-    let value = at + 20 + 4 + 8;
-    assert_eq!(&renamed[value..value + 5], b"llama");
-    renamed[value..value + 5].copy_from_slice(b"zebra");
+    let metadata_end =
+        renamed.windows(21).position(|bytes| bytes == b"tokenizer.ggml.tokens").expect("the vocabulary");
+    for at in 0..metadata_end {
+        if renamed[at..].starts_with(b"llama") {
+            renamed[at..at + 5].copy_from_slice(b"zebra");
+        }
+    }
     std::fs::write(&other, renamed).expect("writes");
     let missing = folder.path().join("missing.gguf");
     for (model, words) in [
         (&garbage, "garbage.gguf"),
         (&empty, "empty.gguf"),
         (&truncated, "truncated"),
-        (&other, "zebra"),
+        (&other, "zebra is not supported; supported are llama"),
         (&missing, "missing.gguf"),
     ] {
         let output = std::process::Command::new(binary)

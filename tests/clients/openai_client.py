@@ -3,6 +3,7 @@
 usage: openai_client.py BASE_URL      (BASE_URL without /v1; prints a transcript; exit 0 if everything held)
 """
 import asyncio
+import math
 import re
 import sys
 import time
@@ -12,7 +13,7 @@ import urllib.request
 import openai
 
 BASE = sys.argv[1]
-CHAT = [{"role": "user", "content": "What is the capital of Italy?"}]
+CHAT = [{"role": "user", "content": "Explain photosynthesis to a child in two sentences."}]
 
 
 def client(**kwargs):
@@ -53,7 +54,7 @@ class OpenAIClient(unittest.TestCase):
         wait_until_idle()
 
     def chat(self, **kwargs):
-        kwargs = {"model": self.model, "messages": CHAT, "temperature": 0, "max_tokens": 24, **kwargs}
+        kwargs = {"model": self.model, "messages": CHAT, "temperature": 0, "max_tokens": 48, **kwargs}
         return self.api.chat.completions.create(**kwargs)
 
     def complete(self, **kwargs):
@@ -68,14 +69,14 @@ class OpenAIClient(unittest.TestCase):
     def test_chat(self):
         answer = self.chat()
         choice = answer.choices[0]
-        show("chat.completions.create(messages=[…Italy?])", choice.message.content)
+        show("chat.completions.create(messages=[Explain photosynthesis…])", choice.message.content)
         self.assertEqual(answer.object, "chat.completion")
         self.assertEqual((choice.index, choice.message.role, choice.finish_reason), (0, "assistant", "stop"))
-        self.assertIn("Rome", choice.message.content)
+        self.assertIn("plants", choice.message.content)
         usage = answer.usage
         self.assertEqual(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens)
         # The model's own template: the system turn it puts first is part of the prompt.
-        self.assertEqual(usage.prompt_tokens, 37)
+        self.assertEqual(usage.prompt_tokens, 39)
 
     def test_chat_streamed_is_the_same(self):
         whole = self.chat(max_tokens=48)
@@ -127,6 +128,33 @@ class OpenAIClient(unittest.TestCase):
         texts = [self.chat(temperature=1.2, seed=seed, max_tokens=40).choices[0].message.content for seed in (1, 1, 2)]
         self.assertEqual(texts[0], texts[1])
         self.assertNotEqual(texts[0], texts[2])
+
+    def test_draws_follow_the_probabilities(self):
+        prompt, draws = "My favourite colour is", 1280
+        for temperature in (1.0, 0.7):
+            counts = {}
+            for seed in range(draws // 64):
+                answer = self.complete(prompt=prompt, max_tokens=1, n=64, seed=seed, temperature=temperature)
+                for choice in answer.choices:
+                    counts[choice.text] = counts.get(choice.text, 0) + 1
+            # Log-probabilities are those of temperature 1. At another, the odds of two tokens are theirs to the power
+            # of 1 / temperature.
+            logprobs = self.complete(prompt=prompt, max_tokens=1, logprobs=20).choices[0].logprobs.top_logprobs[0]
+            if temperature == 1:
+                expected = {token: math.exp(value) for token, value in logprobs.items()}
+                for token, p in expected.items():
+                    deviation = abs(counts.get(token, 0) - draws * p) / math.sqrt(draws * p * (1 - p))
+                    self.assertLess(deviation, 4.5, (token, p, counts.get(token, 0)))
+                show(f"{draws} draws at temperature 1: expected and drawn", {
+                    token: (round(draws * p), counts.get(token, 0)) for token, p in expected.items()
+                })
+            else:
+                first, second = sorted(logprobs, key=logprobs.get)[-1:-3:-1]
+                odds = math.exp((logprobs[first] - logprobs[second]) / temperature)
+                both = counts[first] + counts[second]
+                share = odds / (1 + odds)
+                deviation = abs(counts[first] - both * share) / math.sqrt(both * share * (1 - share))
+                self.assertLess(deviation, 4.5, (first, second, odds, counts))
 
     def test_stop(self):
         plain = self.complete(prompt="1, 2, 3, 4,", max_tokens=24).choices[0].text
