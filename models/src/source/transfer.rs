@@ -170,7 +170,7 @@ impl Transfer {
                     }
                 }
             }
-            let reason = match self.attempt(url, info, have, &mut file, progress) {
+            let reason = match self.attempt(url, info, have, &mut file, part, progress) {
                 Ok(()) => continue,
                 Err(HubError::Unreachable(reason)) => reason,
                 Err(other) => return Err(other),
@@ -185,17 +185,18 @@ impl Transfer {
         }
     }
 
-    /// Appends to `file`, which holds the first `have` bytes, until it is whole or the connection ends.
+    /// Appends to `file`, which lies at `part` and holds the first `have` bytes, until it is whole or the connection ends.
     fn attempt(
         &self,
         url: &str,
         info: &FileInfo,
         have: u64,
         file: &mut File,
+        part: &Path,
         progress: &mut dyn Progress,
     ) -> Result<(), HubError> {
         let response = self.get(url, (have > 0).then_some(have))?;
-        let local = |e: io::Error| HubError::Local(disk::write_error(Path::new(url), &e));
+        let local = |e: io::Error| HubError::Local(disk::write_error(part, &e));
         let mut position = have;
         match response.status() {
             StatusCode::PARTIAL_CONTENT if have > 0 => {
