@@ -60,20 +60,15 @@ fn check(config: &ModelConfig) -> Result<(), ModelError> {
         (!config.head_dim.is_multiple_of(32) || config.head_dim > 256, "heads that are not 32, 64, … 256 wide"),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(ModelError::Unsupported(format!(
-            "{} with {what} is not supported yet",
-            config.architecture
-        ))),
+        Some((_, what)) => {
+            Err(ModelError::Unsupported(format!("{} with {what} is not supported yet", config.architecture)))
+        }
         None => Ok(()),
     }
 }
 
 impl<B: Backend> Llama<B> {
-    pub(crate) fn load(
-        mut backend: B,
-        config: &ModelConfig,
-        weights: &Weights,
-    ) -> Result<Llama<B>, ModelError> {
+    pub(crate) fn load(mut backend: B, config: &ModelConfig, weights: &Weights) -> Result<Llama<B>, ModelError> {
         check(config)?;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let heads = AttentionShape {
@@ -90,12 +85,15 @@ impl<B: Backend> Llama<B> {
             let rotated = |part: &str, heads: usize| {
                 let stored = matrix(part, heads * config.head_dim, hidden)?;
                 stored.check().map_err(packed)?;
-                Ok::<_, ModelError>((stored, match config.rope.style {
-                    RopeStyle::Half => stored.data.into(),
-                    RopeStyle::Interleaved => {
-                        halves_from_interleaved(stored, heads, config.rope.dimension_count)
-                    }
-                }))
+                Ok::<_, ModelError>((
+                    stored,
+                    match config.rope.style {
+                        RopeStyle::Half => stored.data.into(),
+                        RopeStyle::Interleaved => {
+                            halves_from_interleaved(stored, heads, config.rope.dimension_count)
+                        }
+                    },
+                ))
             };
             let (q, q_data) = rotated("attn_q", config.heads)?;
             let (k, k_data) = rotated("attn_k", config.kv_heads)?;

@@ -128,10 +128,8 @@ impl Weights {
             Weights::Safetensors(files) => {
                 let full = hugging_face_name(name)
                     .ok_or_else(|| self.wrong(format!("tensor {name} has no name in this format")))?;
-                let tensor = files
-                    .tensors
-                    .get(&full)
-                    .ok_or_else(|| self.wrong(format!("tensor {full} is missing")))?;
+                let tensor =
+                    files.tensors.get(&full).ok_or_else(|| self.wrong(format!("tensor {full} is missing")))?;
                 let dtype = match tensor.dtype {
                     safetensors::Dtype::F32 => Dtype::F32,
                     safetensors::Dtype::F16 => Dtype::F16,

@@ -1,7 +1,7 @@
 //! Inverse frequencies of the rotary embedding under every context-extension scheme.
 
-use crate::config::{RopeConfig, RopeScaling};
 use crate::ModelError;
+use crate::config::{RopeConfig, RopeScaling};
 use rill_kernels::Rope;
 use std::f32::consts::PI;
 
@@ -41,7 +41,8 @@ pub(crate) fn rope(config: &RopeConfig) -> Result<Rope, ModelError> {
             let low = dimension(*beta_fast).floor().max(0.0);
             let high = dimension(*beta_slow).ceil().min(dim - 1.0);
             let width = if high > low { high - low } else { 0.001 };
-            factor = attention_factor.unwrap_or_else(|| if *stretch > 1.0 { 0.1 * stretch.ln() + 1.0 } else { 1.0 });
+            factor =
+                attention_factor.unwrap_or_else(|| if *stretch > 1.0 { 0.1 * stretch.ln() + 1.0 } else { 1.0 });
             pairs
                 .map(|i| {
                     let interpolated = ((i as f32 - low) / width).clamp(0.0, 1.0);
