@@ -1,26 +1,21 @@
-//! Byte-level byte-pair encoding from a GGUF vocabulary.
+//! Byte-level byte-pair encoding from a GGUF vocabulary: its tokens and merges as a `tokenizers` model.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
+use tokenizers::Model;
+use tokenizers::models::bpe::{BPE, Vocab as Spellings};
+
+use super::TokenizerError;
 use super::byte_level;
-use super::merge::{Merger, Merges, NONE, Symbol};
 use super::pre_split::PreSplit;
 use super::vocab::Vocab;
 use crate::ModelError;
 use crate::gguf::Metadata;
 
 pub(super) struct BpeModel {
+    /// Ours, and not the crate's `Split`: its patterns backtrack, and stop without a word where that takes too long.
     split: PreSplit,
-    /// The token of each byte on its own, or [`NONE`]: vocabularies leave out bytes that UTF-8 never uses.
-    byte_ids: [u32; 256],
-    /// Two tokens → the rank of their merge and the token it makes.
-    merges: HashMap<(u32, u32), (u32, u32)>,
-}
-
-impl Merges for BpeModel {
-    fn join(&self, left: &Symbol, right: &Symbol) -> Option<(u32, u32)> {
-        self.merges.get(&(left.id, right.id)).copied()
-    }
+    merges: BPE,
 }
 
 impl BpeModel {
@@ -31,8 +26,8 @@ impl BpeModel {
         });
         let split = PreSplit::named(name).map_err(ModelError::Unsupported)?;
         let lines = metadata.require_strings("tokenizer.ggml.merges")?;
-        let mut merges = HashMap::with_capacity(lines.len());
-        let mut joined = String::new();
+        let mut seen = HashSet::with_capacity(lines.len());
+        let mut merges = Vec::with_capacity(lines.len());
         for (rank, line) in lines.iter().enumerate() {
             // A token may begin with a space, so the separator is the first one after that.
             let middle = line.char_indices().skip(1).find_map(|(at, c)| (c == ' ').then_some(at));
@@ -42,20 +37,28 @@ impl BpeModel {
                 );
             };
             let (left, right) = (&line[..middle], &line[middle + 1..]);
-            joined.clear();
-            joined.push_str(left);
-            joined.push_str(right);
-            // A merge of what is no token can never be used.
-            if let (Some(left), Some(right), Some(id)) = (vocab.id(left), vocab.id(right), vocab.id(&joined)) {
-                merges.entry((left, right)).or_insert((rank as u32, id));
+            // A merge of what is no token can never be used; of two merges of one pair the first counts.
+            let whole = [left, right].concat();
+            if let (Some(a), Some(b), Some(_)) = (vocab.text_id(left), vocab.text_id(right), vocab.text_id(&whole))
+                && seen.insert((a, b))
+            {
+                merges.push((left.to_owned(), right.to_owned()));
             }
         }
-        let mut byte_ids = [NONE; 256];
-        for (byte, slot) in (0..=255u8).zip(&mut byte_ids) {
-            let spelling = byte_level::char_of(byte).to_string();
-            *slot = vocab.text_id(&spelling).unwrap_or(NONE);
-        }
-        Ok(BpeModel { split, byte_ids, merges })
+        // Control tokens are matched before words are cut; text never turns into one.
+        let spellings: Spellings = vocab
+            .spellings
+            .iter()
+            .filter_map(|spelling| Some((spelling.to_string(), vocab.text_id(spelling)?)))
+            .collect();
+        let merges = BPE::builder()
+            .vocab_and_merges(spellings, merges)
+            .ignore_merges(split.ignore_merges)
+            .build()
+            .map_err(|error| {
+                metadata.error(format!("the vocabulary and its merges do not fit together: {error}"))
+            })?;
+        Ok(BpeModel { split, merges })
     }
 
     /// Whether texts begin with BOS where the file does not say.
@@ -64,24 +67,19 @@ impl BpeModel {
     }
 
     /// Appends the tokens of `text`, which holds no special tokens.
-    pub fn encode(&self, vocab: &Vocab, text: &str, merger: &mut Merger, ids: &mut Vec<u32>) {
+    ///
+    /// A byte without a token is left out, as by every other implementation.
+    pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut spelled = String::new();
+        let mut outcome = Ok(());
         self.split.words(text, &mut |word| {
-            if self.split.ignore_merges {
-                spelled.clear();
-                spelled.extend(word.bytes().map(byte_level::char_of));
-                if let Some(id) = vocab.text_id(&spelled) {
-                    ids.push(id);
-                    return;
-                }
+            spelled.clear();
+            spelled.extend(word.bytes().map(byte_level::char_of));
+            match self.merges.tokenize(&spelled) {
+                Ok(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+                Err(error) => outcome = Err(TokenizerError(format!("the text cannot be tokenized: {error}"))),
             }
-            merger.clear();
-            for (at, byte) in word.bytes().enumerate() {
-                merger.push(at as u32, 1, self.byte_ids[usize::from(byte)]);
-            }
-            // A byte without a token is left out, as by every other implementation.
-            let symbols = merger.run(self).map(|symbol| symbol.id);
-            ids.extend(symbols.filter(|&id| id != NONE));
         });
+        outcome
     }
 }

@@ -1,8 +1,8 @@
 //! A tokenizer from the vocabulary inside a GGUF file, with the rules llama.cpp applies to each kind.
 //!
-//! These run here rather than in the `tokenizers` crate because that cannot express them exactly: SentencePiece
-//! merges rank by score with ties from the left, control tokens spelled in plain text must stay text, and patterns
-//! must not backtrack on hostile input.
+//! Byte-level merging is the `tokenizers` crate's. The rest runs here because that cannot express it exactly:
+//! SentencePiece merges rank by score with ties from the left, control tokens spelled in plain text must stay text,
+//! and patterns must not backtrack on hostile input.
 
 use super::bpe::BpeModel;
 use super::merge::Merger;
@@ -172,14 +172,15 @@ impl GgufVocab {
                 first = true;
             }
             Fragment::Text(text) => {
-                match &self.algorithm {
-                    Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, &mut merger, &mut ids),
-                    Algorithm::Spm(spm) => spm.encode(&self.vocab, text, first, &mut merger, &mut ids),
-                    Algorithm::WordPiece(model) => {
-                        let encoded = model.encode(&self.vocab, text, &mut ids);
-                        outcome = std::mem::replace(&mut outcome, Ok(())).and(encoded);
+                let encoded = match &self.algorithm {
+                    Algorithm::Bpe(bpe) => bpe.encode(text, &mut ids),
+                    Algorithm::Spm(spm) => {
+                        spm.encode(&self.vocab, text, first, &mut merger, &mut ids);
+                        Ok(())
                     }
-                }
+                    Algorithm::WordPiece(model) => model.encode(&self.vocab, text, &mut ids),
+                };
+                outcome = std::mem::replace(&mut outcome, Ok(())).and(encoded);
                 first = false;
             }
         });
