@@ -15,7 +15,7 @@ use crate::ModelError;
 use crate::gguf::{GgufFile, Metadata};
 
 enum Algorithm {
-    Bpe(BpeModel),
+    Bpe(Box<BpeModel>),
     Spm(SpmModel),
     WordPiece(WordPieceModel),
 }
@@ -77,7 +77,7 @@ fn build(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
         "gpt2" => {
             let bpe = BpeModel::from_gguf(metadata, &vocab)?;
             let add_bos = bpe.add_bos();
-            (Algorithm::Bpe(bpe), add_bos, special.eos)
+            (Algorithm::Bpe(Box::new(bpe)), add_bos, special.eos)
         }
         "llama" => {
             let spm = SpmModel::from_gguf(metadata, &vocab, special.unknown)?;
