@@ -16,7 +16,7 @@ use crate::gguf::{GgufFile, Metadata};
 
 enum Algorithm {
     Bpe(Box<BpeModel>),
-    Spm(SpmModel),
+    Spm(Box<SpmModel>),
     WordPiece(WordPieceModel),
 }
 
@@ -81,7 +81,7 @@ fn build(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
         }
         "llama" => {
             let spm = SpmModel::from_gguf(metadata, &vocab, special.unknown)?;
-            (Algorithm::Spm(spm), true, special.eos)
+            (Algorithm::Spm(Box::new(spm)), true, special.eos)
         }
         "bert" => {
             let word_piece = WordPieceModel::from_gguf(metadata, special.unknown)?;
