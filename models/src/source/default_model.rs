@@ -102,13 +102,8 @@ impl DefaultModel {
                 self.repo, self.file
             )));
         }
-        // Only a link to nothing or a damaged file can be in the way.
-        match std::fs::remove_file(cached) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(disk::write_error(cached, &e)),
-            _ => {}
-        }
         let path = path.canonicalize().map_err(|e| disk::write_error(&path, &e))?;
-        std::os::unix::fs::symlink(path, cached).map_err(|e| disk::write_error(cached, &e))
+        disk::link(&path, cached)
     }
 }
 

@@ -68,6 +68,15 @@ pub(super) fn publish(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes `link` point to `target`, in place of what was there: whoever looks finds the old or the new, never nothing.
+pub(super) fn link(target: &Path, link: &Path) -> Result<(), ModelError> {
+    let failed = |e: io::Error| write_error(link, &e);
+    let dir = link.parent().expect("a link has a directory");
+    let beside = tempfile::Builder::new().make_in(dir, |path| std::os::unix::fs::symlink(target, path));
+    let beside = beside.map_err(failed)?.into_temp_path();
+    beside.persist(link).map_err(|e| failed(e.error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +87,22 @@ mod tests {
         assert!(full.starts_with("the disk is full: /x") && full.contains("RILL_CACHE"), "{full}");
         let other = write_error(Path::new("/x"), &io::Error::from(io::ErrorKind::PermissionDenied)).to_string();
         assert!(other.contains("cannot write in /x"), "{other}");
+    }
+
+    #[test]
+    fn a_link_is_replaced_in_one_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("link");
+        std::fs::write(&at, "a damaged file").unwrap();
+        std::fs::write(dir.path().join("whole"), "whole").unwrap();
+        link(Path::new("whole"), &at).unwrap();
+        std::thread::scope(|scope| {
+            let relinked = scope.spawn(|| (0..200).for_each(|_| link(Path::new("whole"), &at).unwrap()));
+            while !relinked.is_finished() {
+                assert_eq!(std::fs::read_to_string(&at).unwrap(), "whole");
+            }
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

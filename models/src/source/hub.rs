@@ -206,7 +206,6 @@ impl HubModel<'_> {
 
 /// Makes `pointer` a relative link to `blob`, so that the cache can be moved.
 fn link(blob: &Path, pointer: &Path) -> Result<(), ModelError> {
-    let failed = |e: std::io::Error| disk::write_error(pointer, &e);
     let dir = pointer.parent().expect("a file in a snapshot has a directory");
     disk::create_dir(dir)?;
     // …/snapshots/COMMIT/FILE → …/blobs/ETAG
@@ -215,15 +214,8 @@ fn link(blob: &Path, pointer: &Path) -> Result<(), ModelError> {
     let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
     target.push("blobs");
     target.push(blob.file_name().expect("a blob has a name"));
-    // Two processes may get here with the same file; the second finds the same link.
-    match std::fs::remove_file(pointer) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-        _ => {}
-    }
-    match std::os::unix::fs::symlink(&target, pointer) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(e)),
-        _ => Ok(()),
-    }
+    // Another process may be done with the same file already, and reading it.
+    disk::link(&target, pointer)
 }
 
 /// A path as part of a URL.
