@@ -11,6 +11,7 @@ use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::memory::Shared;
 use crate::packed::{GROUP, Layout, Packed, TILE_ROWS};
 use crate::pool::Pool;
+use std::ops::Range;
 
 /// Weights that all blocks of rows pass over before the next ones are touched: a share of the second-level cache.
 const HOT_BYTES: usize = 128 << 10;
@@ -132,22 +133,40 @@ struct Job<'a> {
     last_tile: usize,
 }
 
-/// Writes the results of one tile for one row, leaving out rows that only pad the tile.
+/// Writes the results of one tile for the `T` rows from `row` on.
 #[inline(always)]
-unsafe fn put<S: Simd>(job: &Job<'_>, tile: usize, row: usize, acc: S::F) {
+unsafe fn put<S: Simd, const T: usize>(job: &Job<'_>, tile: usize, row: usize, acc: [S::F; T]) {
     let first = tile * TILE_ROWS;
     // SAFETY: rows and outputs are inside the matrix `linear` was given, and tiles belong to one chunk each.
     unsafe {
         let out = job.out.data.at(row * job.out.stride + job.out.first + first);
-        let len = job.weights.rows - first;
-        if len >= LANES {
-            let value = if job.out.store == Store::Add { S::add(S::load(out), acc) } else { acc };
-            S::store(out, value);
+        if job.weights.rows - first < TILE_ROWS {
+            let mut values = [[0.0; LANES]; T];
+            for t in 0..T {
+                S::store(values[t].as_mut_ptr(), acc[t]);
+            }
+            put_part(job, out, &values, job.weights.rows - first);
+        } else if job.out.store == Store::Add {
+            for t in 0..T {
+                let out = out.add(t * job.out.stride);
+                S::store(out, S::add(S::load(out), acc[t]));
+            }
         } else {
-            let mut values = [0.0; LANES];
-            S::store(values.as_mut_ptr(), acc);
-            for (i, value) in values[..len].iter().enumerate() {
-                let at = out.add(i);
+            for t in 0..T {
+                S::store(out.add(t * job.out.stride), acc[t]);
+            }
+        }
+    }
+}
+
+/// The same for a tile of which only the first `len` outputs are real.
+#[cold]
+unsafe fn put_part(job: &Job<'_>, out: *mut f32, values: &[[f32; LANES]], len: usize) {
+    for (t, values) in values.iter().enumerate() {
+        for (i, value) in values[..len].iter().enumerate() {
+            // SAFETY: as in `put`.
+            unsafe {
+                let at = out.add(t * job.out.stride + i);
                 *at = if job.out.store == Store::Add { *at + value } else { *value };
             }
         }
@@ -176,12 +195,20 @@ unsafe fn tile<S: Simd, G: Groups, const T: usize>(
         let mut acc = [S::zero(); T];
         for _ in 0..groups {
             let w = G::unpack::<S>(codes, scales);
-            for t in 0..T {
-                let mut dot = if G::MIN { S::isplat(0) } else { S::isplat(*bias.add(t)) };
-                for j in 0..8 {
-                    dot = G::dot::<S>(dot, w.quads[j], S::splat_b(q.add(t * GROUP + 4 * j)));
+            let mut dot = [S::isplat(0); T];
+            if !G::MIN {
+                for t in 0..T {
+                    dot[t] = S::isplat(*bias.add(t));
                 }
-                acc[t] = S::fma(S::to_f(dot), S::mul(w.d, S::splat(*scale.add(t))), acc[t]);
+            }
+            // Neighbouring dot products are independent: none waits for the one before.
+            for j in 0..8 {
+                for t in 0..T {
+                    dot[t] = G::dot::<S>(dot[t], w.quads[j], S::splat_b(q.add(t * GROUP + 4 * j)));
+                }
+            }
+            for t in 0..T {
+                acc[t] = S::fma(S::to_f(dot[t]), S::mul(w.d, S::splat(*scale.add(t))), acc[t]);
                 if G::MIN {
                     acc[t] = S::fma(w.m, S::splat(*sum.add(t)), acc[t]);
                 }
@@ -193,9 +220,7 @@ unsafe fn tile<S: Simd, G: Groups, const T: usize>(
             codes = codes.add(G::CODE_BYTES);
             scales = scales.add(G::SCALES);
         }
-        for (t, acc) in acc.into_iter().enumerate() {
-            put::<S>(job, tile, row + t, acc);
-        }
+        put::<S, T>(job, tile, row, acc);
     }
 }
 
@@ -212,10 +237,7 @@ unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *con
                 let left = end - row;
                 // SAFETY: rows `row..row + T` are inside the block and the batch.
                 unsafe {
-                    row += if S::TILE_TOKENS >= 16 && left >= 16 {
-                        tile::<S, G, 16>(job, weights, t, row);
-                        16
-                    } else if S::TILE_TOKENS >= 8 && left >= 8 {
+                    row += if S::TILE_TOKENS >= 8 && left >= 8 {
                         tile::<S, G, 8>(job, weights, t, row);
                         8
                     } else if left >= 4 {
@@ -300,9 +322,7 @@ unsafe fn float_tile<S: Simd, W: Floats, const T: usize>(
                 *acc = S::fma(w, S::splat(*x.add(t * cols + k)), *acc);
             }
         }
-        for (t, acc) in acc.into_iter().enumerate() {
-            put::<S>(job, tile, row + t, acc);
-        }
+        put::<S, T>(job, tile, row, acc);
     }
 }
 
@@ -314,9 +334,9 @@ unsafe fn floats<S: Simd, W: Floats>(job: &Job<'_>, values: *const W::Stored) {
             let left = job.x.rows - row;
             // SAFETY: rows `row..row + T` are inside the batch.
             unsafe {
-                row += if S::TILE_TOKENS >= 16 && left >= 16 {
-                    float_tile::<S, W, 16>(job, values, t, row);
-                    16
+                row += if S::TILE_TOKENS >= 8 && left >= 8 {
+                    float_tile::<S, W, 8>(job, values, t, row);
+                    8
                 } else if left >= 4 {
                     float_tile::<S, W, 4>(job, values, t, row);
                     4
@@ -377,6 +397,21 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
     }
 }
 
+/// Rounds in which threads take their chunks.
+const ROUNDS: usize = 5;
+
+/// A chunk's tiles: every round hands out half of what is left, in equal parts, the last one all of it. Long runs come
+/// first, which memory likes; short ones come last, so that nobody waits long for a thread that lost its core.
+fn share(tiles: usize, threads: usize, chunk: usize) -> Range<usize> {
+    let bound = |chunk: usize| {
+        let (round, part) = (chunk / threads, chunk % threads);
+        let start = tiles - (tiles >> round);
+        let end = if round + 1 == ROUNDS { tiles } else { tiles - (tiles >> (round + 1)) };
+        if round == ROUNDS { tiles } else { start + (end - start) * part / threads }
+    };
+    bound(chunk)..bound(chunk + 1)
+}
+
 /// Multiplies `x` with the matrices of one layer, whose outputs lie side by side in `out` in order.
 ///
 /// # Panics
@@ -395,11 +430,10 @@ pub(crate) fn linear(
         assert!(m.cols == x.cols && if float { x.form.f32 } else { x.form.q8 }, "rows in the wrong form");
     }
     let tiles: usize = matrices.iter().map(Packed::tiles).sum();
-    // A dozen chunks a thread evens out neighbours without paying for claims.
-    let chunk_tiles = tiles.div_ceil(pool.threads() * 12).max(1);
+    let threads = pool.threads();
     let data = Shared::new(out);
-    pool.run(tiles.div_ceil(chunk_tiles), &|chunk| {
-        let (mut tile, end) = (chunk * chunk_tiles, ((chunk + 1) * chunk_tiles).min(tiles));
+    pool.run(ROUNDS * threads, &|chunk| {
+        let Range { start: mut tile, end } = share(tiles, threads, chunk);
         let (mut first_tile, mut first) = (0, 0);
         for weights in matrices {
             let last = first_tile + weights.tiles();
@@ -414,4 +448,22 @@ pub(crate) fn linear(
             (first_tile, first) = (last, first + weights.rows);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ROUNDS, share};
+
+    #[test]
+    fn shares_cover_every_tile_once() {
+        for (tiles, threads) in (0..70).flat_map(|tiles| (1..6).map(move |threads| (tiles, threads))) {
+            let mut next = 0;
+            for chunk in 0..ROUNDS * threads {
+                let share = share(tiles, threads, chunk);
+                assert_eq!(share.start, next, "{tiles} tiles, {threads} threads, chunk {chunk}");
+                next = share.end;
+            }
+            assert_eq!(next, tiles);
+        }
+    }
 }

@@ -13,7 +13,7 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
-    const TILE_TOKENS: usize = 16;
+    const TILE_TOKENS: usize = 8;
     const TILE_QUERIES: usize = 6;
 
     #[inline(always)]
