@@ -186,7 +186,7 @@ impl Weights {
 
 /// Constants that old checkpoints carry along and nobody learns.
 fn is_buffer(name: &str) -> bool {
-    [".inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", ".attn_rot_embd", "rope_freqs.weight"]
+    [".inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", ".attn_rot_embd.weight", ".rope_freqs.weight"]
         .iter()
         .any(|end| name.ends_with(end))
 }

@@ -100,6 +100,24 @@ fn model_directories_agree_with_transformers() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Models a GGUF file cannot say everything of: dynamic scaling, windows from some layer on, a second base in a list.
+const NOT_IN_GGUF: [&str; 3] = ["llama-dynamic", "qwen2-sliding", "gemma3-wide"];
+
+#[test]
+fn gguf_files_agree_with_transformers() {
+    let mut wrong = Vec::new();
+    for (name, model) in tiny_models::all() {
+        if NOT_IN_GGUF.contains(&name.as_str()) {
+            continue;
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("model.gguf");
+        model.write_gguf(&path);
+        wrong.extend(check(&name, &model, &path).err());
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 #[test]
 fn a_tensor_that_is_missing_or_too_many_is_named() {
     let mut models = tiny_models::all();
