@@ -36,13 +36,43 @@ pub struct Rope {
 pub struct AttentionShape {
     pub heads: usize,
     pub kv_heads: usize,
-    /// A multiple of 32.
+    /// At most 256.
     pub head_dim: usize,
     /// Scores are multiplied by it before the softmax; usually 1 / √head_dim.
     pub scale: f32,
+    /// A query sees at most this many tokens, itself included.
+    pub window: Option<usize>,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
+}
+
+/// The nonlinearity of a feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// With the error function (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    Gelu,
+    /// Its tanh approximation.
+    GeluTanh,
+    Relu,
+    ReluSquared,
 }
 
 impl AttentionShape {
+    /// Widest head there is.
+    pub const HEAD_DIM_MAX: usize = 256;
+
+    /// Every query sees all tokens before it, and no score is capped.
+    pub fn full(heads: usize, kv_heads: usize, head_dim: usize, scale: f32) -> AttentionShape {
+        AttentionShape { heads, kv_heads, head_dim, scale, window: None, softcap: None }
+    }
+
+    /// Width of a head in the cache: the next multiple of 32, filled up with zeros.
+    pub fn padded_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(32)
+    }
+
     /// Width of a row of queries, keys and values side by side.
     pub fn qkv_width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -117,8 +147,39 @@ pub trait Backend: Send {
         out: (&mut Self::Rows, Form),
     );
 
-    /// `out` = silu(gate) · up, where a row of `gate_up` is the gate's values followed by up's.
-    fn silu_mul(&mut self, gate_up: &Self::Matrix, out: (&mut Self::Rows, Form));
+    /// `out` = activation(gate) · up, where a row of `gate_up` is the gate's values followed by up's.
+    fn gated(&mut self, activation: Activation, gate_up: &Self::Matrix, out: (&mut Self::Rows, Form));
+    /// [`Backend::gated`] with silu.
+    fn silu_mul(&mut self, gate_up: &Self::Matrix, out: (&mut Self::Rows, Form)) {
+        self.gated(Activation::Silu, gate_up, out);
+    }
+    /// `out` = activation(x).
+    fn activate(&mut self, activation: Activation, x: &Self::Matrix, out: (&mut Self::Rows, Form));
+    /// All rows of x, or those `select` names, as they are, in the form a linear layer reads.
+    fn to_rows(&mut self, x: &Self::Matrix, select: Option<&[u32]>, out: (&mut Self::Rows, Form));
+
+    /// Columns `columns` of `x`, each `weight`-wide part on its own, root-mean-square normed in place.
+    fn rms_norm_in_place(&mut self, x: &mut Self::Matrix, columns: Range<usize>, weight: &Self::Vector, eps: f32);
+    /// Layer norm (Ba et al. 2016, arXiv:1607.06450) of all rows, or of those `select` names.
+    fn layer_norm(
+        &mut self,
+        x: &Self::Matrix,
+        select: Option<&[u32]>,
+        affine: (&Self::Vector, Option<&Self::Vector>),
+        eps: f32,
+        out: (&mut Self::Rows, Form),
+    );
+
+    /// Every row of `x` plus `bias`.
+    fn add_bias(&mut self, x: &mut Self::Matrix, bias: &Self::Vector);
+    /// `out` += `scale` · x.
+    fn add_scaled(&mut self, x: &Self::Matrix, scale: f32, out: &mut Self::Matrix);
+    /// `rows × width` zeros.
+    fn clear(&mut self, x: &mut Self::Matrix, rows: usize, width: usize);
+    /// Row `rows[i]` of `out` += `scales[i]` · row `i` of x; no two of `rows` are the same.
+    fn scatter_add(&mut self, x: &Self::Matrix, rows: &[u32], scales: &[f32], out: &mut Self::Matrix);
+    /// Host values × `scale`, then `cap · tanh(value / cap)` where there is a cap.
+    fn scale_logits(&mut self, logits: &mut [f32], scale: f32, cap: Option<f32>);
 
     /// Copies rows `range` to host memory, for tests and embeddings.
     fn read(&self, x: &Self::Matrix, range: Range<usize>) -> Vec<f32>;

@@ -4,7 +4,7 @@
 //! Where the kernels round on purpose (8-bit activations, bf16 queries, keys and values, repacked weights), so does
 //! this: what remains between the two is f32 arithmetic, and can be held to a tight bound.
 
-use crate::backend::Rope;
+use crate::backend::{Activation, Rope};
 use crate::packed::{GROUP, Stored};
 use crate::quants::{Dtype, dequantize, k_scale_min};
 use half::{bf16, f16};
@@ -106,11 +106,51 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     x.iter().zip(weight).map(|(&x, &w)| f64::from(x) * factor * f64::from(w)).collect()
 }
 
+/// (x - mean) / √(variance + eps) · weight + bias.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f64> {
+    let len = x.len() as f64;
+    let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / len;
+    let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / len;
+    let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+    let affine = weight.iter().zip(bias);
+    x.iter()
+        .zip(affine)
+        .map(|(&x, (&w, &b))| (f64::from(x) - mean) * factor * f64::from(w) + f64::from(b))
+        .collect()
+}
+
 /// silu(gate) · up of a row that holds the gate's values, then up's.
 pub fn silu_mul(gate_up: &[f32]) -> Vec<f64> {
+    gated(Activation::Silu, gate_up)
+}
+
+/// activation(gate) · up of a row that holds the gate's values, then up's.
+pub fn gated(activation: Activation, gate_up: &[f32]) -> Vec<f64> {
     let (gate, up) = gate_up.split_at(gate_up.len() / 2);
-    let silu = |x: f64| x / (1.0 + (-x).exp());
-    gate.iter().zip(up).map(|(&g, &u)| silu(f64::from(g)) * f64::from(u)).collect()
+    gate.iter().zip(up).map(|(&g, &u)| activate(activation, f64::from(g)) * f64::from(u)).collect()
+}
+
+/// The nonlinearity of one value.
+pub fn activate(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => x * normal_below(x),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::ReluSquared => x.max(0.0).powi(2),
+    }
+}
+
+/// The chance that a standard normal variable is below `x`: 1/2 plus the density's integral, by Simpson's rule.
+fn normal_below(x: f64) -> f64 {
+    const STEPS: usize = 2000;
+    let (end, density) = (x.clamp(-40.0, 40.0), |t: f64| (-0.5 * t * t).exp());
+    let step = end / STEPS as f64;
+    let weight = |i: usize| if i == 0 || i == STEPS { 1.0 } else { [2.0, 4.0][i % 2] };
+    let sum: f64 = (0..=STEPS).map(|i| weight(i) * density(i as f64 * step)).sum();
+    0.5 + sum * step / 3.0 / (2.0 * std::f64::consts::PI).sqrt()
 }
 
 /// One head turned to `position`: pairs (i, i + n) of the first 2 n dimensions. In f32, operation by operation as the
@@ -134,13 +174,20 @@ pub fn round_bf16(x: &[f32]) -> Vec<f32> {
 }
 
 /// Softmax attention of one query over all keys given: the output, and the largest absolute score's terms added up.
-pub fn attend(query: &[f32], keys: &[&[f32]], values: &[&[f32]], scale: f32) -> (Vec<Sum>, f64) {
+/// `softcap`: scores become cap · tanh(score / cap).
+pub fn attend(
+    query: &[f32],
+    keys: &[&[f32]],
+    values: &[&[f32]],
+    (scale, softcap): (f32, Option<f32>),
+) -> (Vec<Sum>, f64) {
     let mut steepest = 0.0_f64;
     let mut scores = Vec::with_capacity(keys.len());
     for key in keys {
         let products = query.iter().zip(*key).map(|(&q, &k)| f64::from(q) * f64::from(k) * f64::from(scale));
         steepest = steepest.max(products.clone().map(f64::abs).sum());
-        scores.push(products.sum::<f64>());
+        let score = products.sum::<f64>();
+        scores.push(softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()));
     }
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();

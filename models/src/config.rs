@@ -7,6 +7,7 @@ mod templates;
 use std::collections::BTreeMap;
 
 use crate::ModelError;
+pub use rill_kernels::Activation;
 
 /// What a model file says about the model. Sizes are in elements, lengths in tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,8 +30,18 @@ pub struct ModelConfig {
     /// Added to every norm weight: 1 where the file stores `w` of a `(1 + w)` norm, else 0.
     pub norm_weight_offset: f32,
     pub rope: RopeConfig,
-    /// The output projection is the embedding table.
-    pub tie_embeddings: bool,
+    /// How layers that slide turn, where they differ.
+    pub sliding_rope: Option<RopeConfig>,
+    /// Which layers turn queries and keys at all, one entry a layer; `None`: all of them.
+    pub rope_layers: Option<Vec<bool>>,
+    /// Positions have embeddings of their own, `context_len` of them.
+    pub learned_positions: bool,
+    /// Attention and feed-forward read the same residual stream.
+    pub parallel_residual: bool,
+    /// Where some layers are mixtures of experts.
+    pub experts: Option<ExpertsConfig>,
+    /// The output projection is the embedding table; `None`: where the weights hold no other.
+    pub tie_embeddings: Option<bool>,
     pub activation: Activation,
     /// A token sees at most this many, itself included, in layers that slide.
     pub sliding_window: Option<usize>,
@@ -57,6 +68,20 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     pub chat_template: Option<ChatTemplates>,
     pub generation: GenerationDefaults,
+}
+
+/// Sparse mixtures of experts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    pub count: usize,
+    /// How many each token picks.
+    pub per_token: usize,
+    /// Width of one expert.
+    pub intermediate_size: usize,
+    /// The weights of a token's experts add up to one.
+    pub normalise: bool,
+    /// Width of an expert every token goes through.
+    pub shared_size: Option<usize>,
 }
 
 /// Rotary position embedding.
@@ -109,24 +134,14 @@ pub enum RopeScaling {
         /// The same, for longer contexts.
         long_factors: Vec<f32>,
         original_context: usize,
-        /// Factor on cos and sin; `None`: from the ratio of the contexts.
+        /// Factor on cos and sin; `None`: from the stretch.
         attention_factor: Option<f32>,
+        /// Full context over original one.
+        stretch: f32,
     },
     /// `dimension_count / 2` divisors of the inverse frequencies (GGUF `rope_freqs.weight`; llama 3's scaling,
     /// worked out by the converter).
     FreqFactors(Vec<f32>),
-}
-
-/// The nonlinearity of the feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
-    /// With the error function.
-    Gelu,
-    /// The tanh approximation.
-    GeluTanh,
-    Relu,
-    ReluSquared,
 }
 
 /// A model's own chat templates (Jinja source).
@@ -152,8 +167,15 @@ pub struct GenerationDefaults {
 
 /// No model we could run has more, and every product of two of them fits 64 bits.
 const SIZE_MAX: usize = 1 << 28;
+/// More experts than any published model has.
+const EXPERTS_MAX: usize = 1 << 12;
 
 impl ModelConfig {
+    /// Whether `layer` sees its window only.
+    pub(crate) fn slides(&self, layer: usize) -> bool {
+        self.sliding_window.is_some() && self.sliding_layers.as_ref().is_none_or(|layers| layers[layer])
+    }
+
     /// Checks what every architecture relies on. `name` turns a field into the spelling of the file, for messages.
     fn check(&self) -> Result<(), String> {
         let sizes = [
@@ -190,18 +212,26 @@ impl ModelConfig {
         if !(self.rope.base > 0.0 && self.rope.base.is_finite()) {
             return Err(format!("the rope base is {}; it must be above 0", self.rope.base));
         }
-        self.rope.check()?;
+        for rope in [Some(&self.rope), self.sliding_rope.as_ref()].into_iter().flatten() {
+            rope.check()?;
+        }
+        if let Some(experts) = &self.experts {
+            experts.check()?;
+        }
         if self.sliding_window == Some(0) {
             return Err("the sliding window is 0; it must be at least 1".to_owned());
         }
-        if let Some(layers) = &self.sliding_layers
-            && layers.len() != self.layers
-        {
-            return Err(format!(
-                "the sliding-window pattern names {} layers, the model has {}",
-                layers.len(),
-                self.layers
-            ));
+        let patterns = [("sliding-window", &self.sliding_layers), ("rotation", &self.rope_layers)];
+        for (what, pattern) in patterns {
+            if let Some(layers) = pattern
+                && layers.len() != self.layers
+            {
+                return Err(format!(
+                    "the {what} pattern names {} layers, the model has {}",
+                    layers.len(),
+                    self.layers
+                ));
+            }
         }
         if let Some(id) = self.eos_token_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             return Err(format!("the end-of-text id {id} is outside the vocabulary of {}", self.vocab_size));
@@ -213,6 +243,22 @@ impl ModelConfig {
         match self.check() {
             Ok(()) => Ok(self),
             Err(reason) => Err(ModelError::Format { path: path.to_owned(), reason }),
+        }
+    }
+}
+
+impl ExpertsConfig {
+    fn check(&self) -> Result<(), String> {
+        let ExpertsConfig { count, per_token, intermediate_size, .. } = *self;
+        if count == 0 || count > EXPERTS_MAX || per_token == 0 || per_token > count {
+            return Err(format!(
+                "{per_token} of {count} experts a token; it must be 1 or more of at most {EXPERTS_MAX}"
+            ));
+        }
+        let sizes = [intermediate_size, self.shared_size.unwrap_or(1)];
+        match sizes.iter().find(|&&size| size == 0 || size > SIZE_MAX) {
+            Some(size) => Err(format!("experts are {size} wide; it must be 1 to {SIZE_MAX}")),
+            None => Ok(()),
         }
     }
 }

@@ -3,16 +3,22 @@
 mod config;
 mod error;
 mod forward;
+mod gemma;
 mod gguf;
+mod gpt2;
+mod gpt_neox;
 mod layers;
 mod llama;
 mod load;
+mod olmo2;
 mod registry;
 mod source;
 mod tokenizer;
 mod weights;
 
-pub use config::{Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle};
+pub use config::{
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+};
 pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};

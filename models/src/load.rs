@@ -42,14 +42,15 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             let config = ModelConfig::from_gguf(&file)?;
             let tokenizer = Tokenizer::from_gguf(&file)
                 .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
-            (config, tokenizer, Weights::Gguf(file))
+            (config, tokenizer, Weights::from_gguf(file))
         }
         ModelKind::Safetensors { dir, shards } => {
             let config = ModelConfig::from_dir(dir)?;
             let path = dir.join("tokenizer.json");
             let tokenizer = Tokenizer::from_json_file(&path)
                 .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
-            (config, tokenizer, Weights::Safetensors(Safetensors::open(dir, shards)?))
+            let files = Safetensors::open(dir, shards, &config.architecture)?;
+            (config, tokenizer, Weights::from_safetensors(files))
         }
     };
     let (Device::Auto | Device::Cpu) = options.device;

@@ -1,12 +1,34 @@
 //! Architecture names → constructors.
 
-use crate::llama::Llama;
+use crate::layers::HeadNorm;
 use crate::weights::Weights;
-use crate::{Model, ModelConfig, ModelError};
+use crate::{Model, ModelConfig, ModelError, gemma, gpt_neox, gpt2, llama, olmo2};
 use rill_kernels::Backend;
 
-/// Every architecture rill runs, by both its names.
-const KNOWN: [(&str, &str); 1] = [("llama", "LlamaForCausalLM")];
+/// Every architecture rill runs: the names GGUF files (`general.architecture`) and model directories (config.json
+/// `architectures`) give it.
+const KNOWN: [(&str, &str); 20] = [
+    ("llama", "LlamaForCausalLM"),
+    ("llama", "MistralForCausalLM"),
+    ("llama", "MixtralForCausalLM"),
+    ("smollm3", "SmolLM3ForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen2moe", "Qwen2MoeForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+    ("qwen3moe", "Qwen3MoeForCausalLM"),
+    ("phi3", "Phi3ForCausalLM"),
+    ("granite", "GraniteForCausalLM"),
+    ("granitemoe", "GraniteMoeForCausalLM"),
+    ("gemma", "GemmaForCausalLM"),
+    ("gemma2", "Gemma2ForCausalLM"),
+    ("gemma3", "Gemma3ForCausalLM"),
+    ("gemma3", "Gemma3ForConditionalGeneration"),
+    ("olmo2", "Olmo2ForCausalLM"),
+    ("olmoe", "OlmoeForCausalLM"),
+    ("gpt2", "GPT2LMHeadModel"),
+    ("starcoder2", "Starcoder2ForCausalLM"),
+    ("gptneox", "GPTNeoXForCausalLM"),
+];
 
 /// Loads the weights of the architecture `config` names onto `backend`.
 pub(crate) fn build<B: Backend + 'static>(
@@ -14,11 +36,20 @@ pub(crate) fn build<B: Backend + 'static>(
     config: &ModelConfig,
     weights: &Weights,
 ) -> Result<Box<dyn Model>, ModelError> {
-    match config.architecture.as_str() {
-        "llama" | "LlamaForCausalLM" => Ok(Box::new(Llama::load(backend, config, weights)?)),
-        other => Err(ModelError::Unsupported(format!(
-            "the architecture {other} is not supported; supported are {}",
+    let asked = config.architecture.as_str();
+    let Some((family, _)) = KNOWN.iter().find(|(gguf, hub)| *gguf == asked || *hub == asked) else {
+        return Err(ModelError::Unsupported(format!(
+            "the architecture {asked} is not supported; supported are {}",
             KNOWN.map(|(gguf, hub)| format!("{gguf} ({hub})")).join(", ")
-        ))),
+        )));
+    };
+    match *family {
+        "gemma2" | "gemma3" => gemma::load(backend, config, weights),
+        "gpt2" | "starcoder2" => gpt2::load(backend, config, weights),
+        "gptneox" => gpt_neox::load(backend, config, weights),
+        "olmo2" => olmo2::load(backend, config, weights),
+        "olmoe" => llama::load(backend, config, weights, HeadNorm::Whole),
+        "qwen3" | "qwen3moe" => llama::load(backend, config, weights, HeadNorm::PerHead),
+        _ => llama::load(backend, config, weights, HeadNorm::None),
     }
 }

@@ -1,100 +1,63 @@
 //! Weights by name, whichever format they lie in: checked against the shape the model expects.
 
+mod names;
+mod safetensors;
+
 use crate::ModelError;
-use crate::gguf::{GgufFile, map_file};
-use memmap2::Mmap;
+use crate::gguf::GgufFile;
 use rill_kernels::{Dtype, Stored, dequantize};
+pub(crate) use safetensors::Safetensors;
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::collections::HashSet;
 
 /// A model's tensors. Names are GGUF's (`blk.0.attn_q.weight`); safetensors files answer to them too.
-pub(crate) enum Weights {
-    Gguf(GgufFile),
+pub(crate) struct Weights {
+    files: Files,
+    /// What has been read, by the names the files use.
+    used: RefCell<HashSet<String>>,
+}
+
+enum Files {
+    Gguf(Box<GgufFile>),
     Safetensors(Safetensors),
 }
 
-/// Memory-mapped safetensors shards and an index over them.
-pub(crate) struct Safetensors {
-    path: PathBuf,
-    shards: Vec<Mmap>,
-    tensors: HashMap<String, SafeTensor>,
-}
-
-struct SafeTensor {
-    shard: usize,
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-    start: usize,
-    end: usize,
+/// A matrix on its way to a backend: as it lies in the file, or rearranged.
+pub(crate) struct Matrix<'a> {
+    dtype: Dtype,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    data: Cow<'a, [u8]>,
 }
 
 /// Where a tensor is, as the file says.
 struct Found<'a> {
+    /// In the file's own spelling.
+    name: String,
     dtype: Dtype,
-    shape: Vec<usize>,
+    shape: &'a [usize],
     data: &'a [u8],
 }
 
-impl Safetensors {
-    /// Maps all shards and reads their headers.
-    pub(crate) fn open(dir: &Path, shards: &[PathBuf]) -> Result<Safetensors, ModelError> {
-        let mut maps = Vec::with_capacity(shards.len());
-        let mut tensors = HashMap::new();
-        for (shard, path) in shards.iter().enumerate() {
-            let map = map_file(path)?;
-            let failed = |reason: String| ModelError::Format { path: path.display().to_string(), reason };
-            let (header, metadata) = safetensors::SafeTensors::read_metadata(&map)
-                .map_err(|error| failed(format!("is not a safetensors file: {error}")))?;
-            // The header's length field, then the header, then the data.
-            let base = 8 + header;
-            for (name, info) in metadata.tensors() {
-                let (start, end) = (base + info.data_offsets.0, base + info.data_offsets.1);
-                if end > map.len() || start > end {
-                    return Err(failed(format!("tensor {name} reaches beyond the end: the file is truncated")));
-                }
-                let tensor = SafeTensor { shard, dtype: info.dtype, shape: info.shape.clone(), start, end };
-                tensors.insert(name, tensor);
-            }
-            maps.push(map);
-        }
-        Ok(Safetensors { path: dir.to_owned(), shards: maps, tensors })
-    }
-}
-
-/// The Hugging Face name of a GGUF tensor of the llama family.
-fn hugging_face_name(name: &str) -> Option<String> {
-    let (stem, suffix) = name.rsplit_once('.')?;
-    let top = match stem {
-        "token_embd" => Some("model.embed_tokens"),
-        "output_norm" => Some("model.norm"),
-        "output" => Some("lm_head"),
-        _ => None,
-    };
-    if let Some(top) = top {
-        return Some(format!("{top}.{suffix}"));
-    }
-    let (layer, part) = stem.strip_prefix("blk.")?.split_once('.')?;
-    let part = match part {
-        "attn_norm" => "input_layernorm",
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_norm" => "post_attention_layernorm",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        _ => return None,
-    };
-    Some(format!("model.layers.{layer}.{part}.{suffix}"))
-}
-
 impl Weights {
+    pub(crate) fn from_gguf(file: GgufFile) -> Weights {
+        Weights { files: Files::Gguf(Box::new(file)), used: RefCell::default() }
+    }
+
+    pub(crate) fn from_safetensors(files: Safetensors) -> Weights {
+        Weights { files: Files::Safetensors(files), used: RefCell::default() }
+    }
+
+    /// Tensors lie as transformers saves them, not as llama.cpp's converter rearranges them.
+    pub(crate) fn are_from_hub(&self) -> bool {
+        matches!(self.files, Files::Safetensors(_))
+    }
+
     fn path(&self) -> String {
-        match self {
-            Weights::Gguf(file) => file.path().display().to_string(),
-            Weights::Safetensors(files) => files.path.display().to_string(),
+        match &self.files {
+            Files::Gguf(file) => file.path().display().to_string(),
+            Files::Safetensors(files) => files.path.display().to_string(),
         }
     }
 
@@ -103,17 +66,15 @@ impl Weights {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        match self {
-            Weights::Gguf(file) => file.tensor(name).is_some(),
-            Weights::Safetensors(files) => {
-                hugging_face_name(name).is_some_and(|name| files.tensors.contains_key(&name))
-            }
+        match &self.files {
+            Files::Gguf(file) => file.tensor(name).is_some(),
+            Files::Safetensors(files) => files.has(name),
         }
     }
 
     fn find(&self, name: &str) -> Result<Found<'_>, ModelError> {
-        match self {
-            Weights::Gguf(file) => {
+        let found = match &self.files {
+            Files::Gguf(file) => {
                 let info = file.require_tensor(name)?;
                 let stored = info.dtype.name();
                 let dtype = Dtype::from_name(stored).ok_or_else(|| {
@@ -123,40 +84,60 @@ impl Weights {
                         rill_kernels::DTYPES.map(Dtype::name).join(", ")
                     ))
                 })?;
-                Ok(Found { dtype, shape: info.shape.clone(), data: file.tensor_data(info) })
+                Found { name: name.to_owned(), dtype, shape: &info.shape, data: file.tensor_data(info) }
             }
-            Weights::Safetensors(files) => {
-                let full = hugging_face_name(name)
+            Files::Safetensors(files) => {
+                let hub = files
+                    .hub_name(name)
                     .ok_or_else(|| self.wrong(format!("tensor {name} has no name in this format")))?;
-                let tensor =
-                    files.tensors.get(&full).ok_or_else(|| self.wrong(format!("tensor {full} is missing")))?;
-                let dtype = match tensor.dtype {
-                    safetensors::Dtype::F32 => Dtype::F32,
-                    safetensors::Dtype::F16 => Dtype::F16,
-                    safetensors::Dtype::BF16 => Dtype::BF16,
-                    other => {
-                        return Err(ModelError::Unsupported(format!(
-                            "{}: tensor {full} is stored as {other:?}, which rill does not read; it reads F32, F16, BF16",
-                            self.path()
-                        )));
-                    }
-                };
-                let data = &files.shards[tensor.shard][tensor.start..tensor.end];
-                Ok(Found { dtype, shape: tensor.shape.clone(), data })
+                let (dtype, shape, data) = files.read(&hub)?;
+                Found { name: hub, dtype, shape, data }
             }
-        }
+        };
+        self.used.borrow_mut().insert(found.name.clone());
+        Ok(found)
+    }
+
+    fn misshapen(&self, found: &Found<'_>, wanted: &[usize]) -> ModelError {
+        self.wrong(format!(
+            "tensor {} is {:?}; the model's configuration makes it {wanted:?}",
+            found.name, found.shape
+        ))
     }
 
     /// A `rows × cols` matrix.
-    pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Stored<'_>, ModelError> {
+    pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix<'_>, ModelError> {
         let found = self.find(name)?;
-        if found.shape != [rows, cols] {
-            return Err(self.wrong(format!(
-                "tensor {name} is {:?}; the model's configuration makes it [{rows}, {cols}]",
-                found.shape
-            )));
+        let input_major = match &self.files {
+            Files::Safetensors(files) => files.names.transposed && name.starts_with("blk."),
+            Files::Gguf(_) => false,
+        };
+        let wanted = if input_major { [cols, rows] } else { [rows, cols] };
+        if found.shape != wanted {
+            return Err(self.misshapen(&found, &wanted));
         }
-        Ok(Stored { dtype: found.dtype, rows, cols, data: found.data })
+        let matrix =
+            Matrix { dtype: found.dtype, rows: wanted[0], cols: wanted[1], data: Cow::Borrowed(found.data) };
+        matrix.stored().check().map_err(|error| self.wrong(format!("tensor {}: {error}", found.name)))?;
+        Ok(if input_major { matrix.transposed() } else { matrix })
+    }
+
+    /// `count` matrices of `rows × cols` stacked in one tensor.
+    pub(crate) fn stack(
+        &self,
+        name: &str,
+        count: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<Matrix<'_>>, ModelError> {
+        let found = self.find(name)?;
+        if found.shape != [count, rows, cols] {
+            return Err(self.misshapen(&found, &[count, rows, cols]));
+        }
+        let all = Stored { dtype: found.dtype, rows: count * rows, cols, data: found.data };
+        all.check().map_err(|error| self.wrong(format!("tensor {}: {error}", found.name)))?;
+        let each = found.data.chunks_exact(found.data.len() / count);
+        Ok(each.map(|data| Matrix { dtype: found.dtype, rows, cols, data: Cow::Borrowed(data) }).collect())
     }
 
     /// A vector of `len` values.
@@ -164,57 +145,129 @@ impl Weights {
         let found = self.find(name)?;
         let stored = Stored { dtype: found.dtype, rows: 1, cols: len, data: found.data };
         if found.shape.iter().product::<usize>() != len || stored.check().is_err() {
-            return Err(self.wrong(format!(
-                "tensor {name} is {:?}; the model's configuration makes it [{len}]",
-                found.shape
-            )));
+            return Err(self.misshapen(&found, &[len]));
         }
         let mut values = vec![0.0; len];
         dequantize(found.dtype, found.data, &mut values);
         Ok(values)
     }
-}
 
-/// Undoes the row order GGUF converters give the q and k matrices of the llama family (each head's two halves
-/// interleaved, for a rotation of neighbours), so that one rotation, of halves, serves every file.
-pub(crate) fn halves_from_interleaved<'a>(stored: Stored<'a>, heads: usize, turning: usize) -> Cow<'a, [u8]> {
-    let row = stored.data.len() / stored.rows;
-    let head_dim = stored.rows / heads;
-    let mut data = stored.data.to_vec();
-    for head in 0..heads {
-        let base = head * head_dim;
-        for i in 0..turning / 2 {
-            for half in 0..2 {
-                let (from, to) = (base + 2 * i + half, base + half * (turning / 2) + i);
-                data[to * row..(to + 1) * row].copy_from_slice(&stored.data[from * row..(from + 1) * row]);
+    /// Refuses files with a layer tensor nobody has read: the architecture they were made for is not quite the one
+    /// that was run.
+    pub(crate) fn check_all_used(&self, layers: usize) -> Result<(), ModelError> {
+        let used = self.used.borrow();
+        let unknown = |names: &mut dyn Iterator<Item = (&str, Option<usize>)>| {
+            names
+                .filter(|(name, layer)| {
+                    layer.is_some_and(|layer| layer < layers) && !used.contains(*name) && !is_buffer(name)
+                })
+                .map(|(name, _)| name.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let unused = match &self.files {
+            Files::Gguf(file) => unknown(&mut file.tensors().iter().map(|info| {
+                let number = info.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+                (info.name.as_str(), number)
+            })),
+            Files::Safetensors(files) => {
+                unknown(&mut files.names().map(|name| (name, files.names.layer_of(files.root, name))))
             }
+        };
+        match unused.first() {
+            None => Ok(()),
+            Some(first) => Err(ModelError::Unsupported(format!(
+                "{}: {} tensors of the decoder's layers have no place in this architecture as rill runs it, among them {first}",
+                self.path(),
+                unused.len()
+            ))),
         }
     }
-    Cow::Owned(data)
+}
+
+/// Constants that old checkpoints carry along and nobody learns.
+fn is_buffer(name: &str) -> bool {
+    [".inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", ".attn_rot_embd.weight", ".rope_freqs.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+impl<'a> Matrix<'a> {
+    /// One row of f32.
+    pub(crate) fn row(values: &[f32]) -> Matrix<'static> {
+        let data = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Matrix { dtype: Dtype::F32, rows: 1, cols: values.len(), data: Cow::Owned(data) }
+    }
+
+    pub(crate) fn stored(&self) -> Stored<'_> {
+        Stored { dtype: self.dtype, rows: self.rows, cols: self.cols, data: &self.data }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.data.len() / self.rows
+    }
+
+    /// Row `r` of the result is row `source(r)`.
+    pub(crate) fn reordered(self, source: impl Fn(usize) -> usize) -> Matrix<'a> {
+        let row = self.row_bytes();
+        let mut data = Vec::with_capacity(self.data.len());
+        for r in 0..self.rows {
+            let at = source(r) * row;
+            data.extend_from_slice(&self.data[at..at + row]);
+        }
+        Matrix { data: Cow::Owned(data), ..self }
+    }
+
+    /// Columns become rows; floats only, since blocks run along rows.
+    fn transposed(self) -> Matrix<'static> {
+        let width = self.dtype.block_bytes();
+        let mut data = Vec::with_capacity(self.data.len());
+        for col in 0..self.cols {
+            for row in 0..self.rows {
+                let at = (row * self.cols + col) * width;
+                data.extend_from_slice(&self.data[at..at + width]);
+            }
+        }
+        Matrix { dtype: self.dtype, rows: self.cols, cols: self.rows, data: Cow::Owned(data) }
+    }
+}
+
+/// Where row `r` of a matrix whose heads turn halves lies in one whose heads turn neighbours: the first `turning` rows
+/// of each head are interleaved there.
+pub(crate) fn interleaved_row(r: usize, head_dim: usize, turning: usize) -> usize {
+    let (head, i) = (r / head_dim, r % head_dim);
+    let half = turning / 2;
+    head * head_dim + if i < turning { 2 * (i % half) + i / half } else { i }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{halves_from_interleaved, hugging_face_name};
-    use rill_kernels::{Dtype, Stored};
+    use super::{Matrix, interleaved_row};
+    use rill_kernels::Dtype;
+    use std::borrow::Cow;
 
-    #[test]
-    fn names_translate() {
-        let name = |s| hugging_face_name(s).unwrap_or_default();
-        assert_eq!(name("blk.11.ffn_gate.weight"), "model.layers.11.mlp.gate_proj.weight");
-        assert_eq!(name("token_embd.weight"), "model.embed_tokens.weight");
-        assert_eq!(name("output.weight"), "lm_head.weight");
-        assert_eq!(name("blk.0.unheard_of.weight"), "");
+    fn numbers(matrix: &Matrix<'_>) -> Vec<f32> {
+        let four = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+        matrix.data.chunks_exact(4).map(four).collect()
+    }
+
+    fn counted(rows: usize, cols: usize) -> Matrix<'static> {
+        let data = (0..rows * cols).flat_map(|x| (x as f32).to_le_bytes()).collect();
+        Matrix { dtype: Dtype::F32, rows, cols, data: Cow::Owned(data) }
     }
 
     #[test]
     fn neighbours_become_halves() {
         // Two heads of four rows, one column: pairs (0, 1) and (2, 3) of each head are what turns together.
-        let values: Vec<u8> = (0..8).flat_map(|x| (x as f32).to_le_bytes()).collect();
-        let stored = Stored { dtype: Dtype::F32, rows: 8, cols: 1, data: &values };
-        let data = halves_from_interleaved(stored, 2, 4);
-        let order: Vec<f32> =
-            data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-        assert_eq!(order, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        let turned = counted(8, 1).reordered(|r| interleaved_row(r, 4, 4));
+        assert_eq!(numbers(&turned), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        let partly = counted(6, 1).reordered(|r| interleaved_row(r, 6, 4));
+        assert_eq!(numbers(&partly), [0.0, 2.0, 1.0, 3.0, 4.0, 5.0]);
+    }
+
+    #[test]
+    fn input_major_matrices_are_turned() {
+        let turned = counted(2, 3).transposed();
+        assert_eq!((turned.rows, turned.cols), (3, 2));
+        assert_eq!(numbers(&turned), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
     }
 }

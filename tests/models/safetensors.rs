@@ -149,7 +149,7 @@ fn a_directory_that_does_not_fit_its_configuration_names_the_tensor() {
     config["intermediate_size"] = 192.into();
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
     let error = load(dir.path()).map(|_| ()).expect_err("the shapes disagree").to_string();
-    assert!(error.contains("ffn_gate") && error.contains("160") && error.contains("192"), "{error}");
+    assert!(error.contains("gate_proj") && error.contains("160") && error.contains("192"), "{error}");
 
     let mut config = config_json(false);
     config["architectures"] = serde_json::json!(["NobodyForCausalLM"]);

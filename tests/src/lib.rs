@@ -8,3 +8,5 @@ pub mod python;
 pub mod reference;
 pub mod server_process;
 pub mod single_sequence;
+pub mod tiny_gguf;
+pub mod tiny_models;

@@ -11,12 +11,14 @@
 #![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
 
 use super::CpuBackend;
+use super::activation::cap_lanes;
 use super::kv_cache::{KvCache, View};
 use super::rows::{Form, Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use super::{Matrix, Step};
 use crate::backend::{AttentionShape, StepInput};
 use crate::memory::Shared;
+use std::ops::Range;
 
 /// Tokens a softmax update covers.
 const SPAN: usize = 64;
@@ -43,7 +45,7 @@ pub(super) struct Item {
 pub(super) fn list_items(input: StepInput<'_>, heads: AttentionShape, items: &mut Vec<Item>) {
     items.clear();
     let group = heads.heads / heads.kv_heads;
-    let tokens_max = (ROWS_MAX.min(STATE_MAX / heads.head_dim) / group).max(1);
+    let tokens_max = (ROWS_MAX.min(STATE_MAX / heads.padded_dim()) / group).max(1);
     for (sequence, rows) in input.query_starts.windows(2).enumerate() {
         let (mut first_row, end) = (rows[0] as usize, rows[1] as usize);
         while first_row < end {
@@ -65,9 +67,9 @@ pub(super) fn attention(
     (out, form): (&mut Rows, Form),
 ) {
     let rows = input.positions.len();
-    let dim = heads.head_dim;
-    assert!(dim.is_multiple_of(32) && dim <= 256, "heads of {dim} dimensions");
-    assert!(cache.kv_heads == heads.kv_heads && cache.head_dim == dim, "the cache has another shape");
+    let (dim, padded) = (heads.head_dim, heads.padded_dim());
+    assert!(dim <= AttentionShape::HEAD_DIM_MAX, "heads of {dim} dimensions");
+    assert!(cache.kv_heads == heads.kv_heads && cache.head_dim == padded, "the cache has another shape");
     assert!(qkv.rows == rows && qkv.width == heads.qkv_width(), "queries, keys and values have another shape");
     assert!(step.rows == rows && step.heads == Some(heads), "the step was prepared for another batch");
     let slots = cache.shape.blocks * cache.shape.block_size;
@@ -85,15 +87,23 @@ pub(super) fn attention(
         }
     });
 
-    let out = out.reset(rows, heads.heads * dim, form);
-    let queries = &step.queries[..rows * heads.heads * dim];
-    let job = Attend { queries, heads, input, view, out, scale: heads.scale * std::f32::consts::LOG2_E };
+    // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
+    let whole = !form.q8 || dim == padded;
+    let target = if whole { &mut *out } else { &mut step.compact };
+    let target = target.reset(rows, heads.heads * dim, if whole { form } else { Form { q8: false, f32: true } });
+    let queries = &step.queries[..rows * heads.heads * padded];
+    let scores = Scores::new(heads);
+    let job = Attend { queries, heads, input, view, out: target, scores };
     let items = &step.items;
     backend.pool.run(items.len() * heads.kv_heads, &|chunk| {
         let (item, head) = (items[chunk / heads.kv_heads], chunk % heads.kv_heads);
         // SAFETY: the ISA is available; block tables are inside the cache; every output row and head is one chunk's.
         unsafe { attend_item(isa, &job, item, head) }
     });
+    if !whole {
+        let out = out.reset(rows, heads.heads * dim, form);
+        backend.copy_rows(&step.compact.values, (rows, &|row| row), out);
+    }
 }
 
 /// Operands of the first half: rotation and KV write.
@@ -139,17 +149,18 @@ unsafe fn to_bf16<S: Simd>(x: *const f32, len: usize, out: *mut u16) {
 
 #[inline(always)]
 unsafe fn store_one<S: Simd>(job: &Store<'_>, row: usize, queries: Shared<u16>) {
-    let (dim, n) = (job.heads.head_dim, job.frequencies);
-    let mut turned = [0.0_f32; 256];
-    let mut key = [0_u16; 256];
-    let mut value = [0_u16; 256];
+    let (dim, padded, n) = (job.heads.head_dim, job.heads.padded_dim(), job.frequencies);
+    // What a narrow head is filled up with stays zero.
+    let mut turned = [0.0_f32; AttentionShape::HEAD_DIM_MAX];
+    let mut key = [0_u16; AttentionShape::HEAD_DIM_MAX];
+    let mut value = [0_u16; AttentionShape::HEAD_DIM_MAX];
     // SAFETY: `attention` asserted the widths; rotations hold `2 n` values a row.
     unsafe {
         let x = job.qkv.data.as_ptr().add(row * job.qkv.width);
         let rotation = job.rotations.as_ptr().add(row * 2 * n);
         for head in 0..job.heads.heads {
             rotate::<S>(x.add(head * dim), dim, n, rotation, turned.as_mut_ptr());
-            to_bf16::<S>(turned.as_ptr(), dim, queries.at((row * job.heads.heads + head) * dim));
+            to_bf16::<S>(turned.as_ptr(), padded, queries.at((row * job.heads.heads + head) * padded));
         }
         let slot = job.input.slot_mapping[row] as usize;
         let last = job.input.query_starts.binary_search(&(row as u32 + 1)).is_ok();
@@ -157,9 +168,10 @@ unsafe fn store_one<S: Simd>(job: &Store<'_>, row: usize, queries: Shared<u16>) 
             let k = x.add((job.heads.heads + head) * dim);
             let v = x.add((job.heads.heads + job.heads.kv_heads + head) * dim);
             rotate::<S>(k, dim, n, rotation, turned.as_mut_ptr());
-            to_bf16::<S>(turned.as_ptr(), dim, key.as_mut_ptr());
-            to_bf16::<S>(v, dim, value.as_mut_ptr());
-            job.view.write(slot, head, &key[..dim], &value[..dim], last);
+            to_bf16::<S>(turned.as_ptr(), padded, key.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(v, turned.as_mut_ptr(), dim);
+            to_bf16::<S>(turned.as_ptr(), padded, value.as_mut_ptr());
+            job.view.write(slot, head, &key[..padded], &value[..padded], last);
         }
     }
 }
@@ -178,8 +190,36 @@ struct Attend<'a> {
     input: StepInput<'a>,
     view: View,
     out: RowsOut,
-    /// Of scores, in powers of two.
+    scores: Scores,
+}
+
+/// How dot products become powers of two.
+struct Scores {
+    /// Factor on them; with a cap, on the exponent inside its tanh.
     scale: f32,
+    /// In powers of two.
+    cap: Option<f32>,
+}
+
+impl Scores {
+    fn new(heads: AttentionShape) -> Scores {
+        const LOG2_E: f32 = std::f32::consts::LOG2_E;
+        match heads.softcap {
+            None => Scores { scale: heads.scale * LOG2_E, cap: None },
+            Some(cap) => Scores { scale: 2.0 * LOG2_E * heads.scale / cap, cap: Some(cap * LOG2_E) },
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn of<S: Simd>(&self, products: S::F) -> S::F {
+        // SAFETY: no requirement.
+        unsafe {
+            match self.cap {
+                None => S::mul(products, S::splat(self.scale)),
+                Some(cap) => cap_lanes::<S>(products, self.scale, cap),
+            }
+        }
+    }
 }
 
 /// Softmax state of the rows that go through the context together: maximum, 16 partial sums, weighted values.
@@ -238,10 +278,10 @@ unsafe fn update<S: Simd, const R: usize>(
     job: &Attend<'_>,
     span: &Span,
     queries: &[*const u16],
-    limits: &[usize],
+    seen: &[Range<usize>],
     (state, first): (&mut State, usize),
 ) {
-    let dim = job.heads.head_dim;
+    let dim = job.view.head_dim;
     let mut weights = [[0_u16; SPAN]; R];
     // SAFETY: parts hold `dim` × 16 keys and values, queries `dim` values; state arrays hold `first + R` rows.
     unsafe {
@@ -265,11 +305,13 @@ unsafe fn update<S: Simd, const R: usize>(
         for r in 0..R {
             let row = first + r;
             let mut s = [S::zero(); PARTS];
-            let visible = limits[row].saturating_sub(span.start).min(SPAN);
+            let from = seen[row].start.saturating_sub(span.start);
+            let until = seen[row].end.saturating_sub(span.start);
             for p in 0..PARTS {
-                s[p] = S::mul(scores[r][p], S::splat(job.scale));
-                if visible < (p + 1) * LANES {
-                    s[p] = S::mask_range(s[p], 0, visible.saturating_sub(p * LANES));
+                s[p] = job.scores.of::<S>(scores[r][p]);
+                if until < (p + 1) * LANES || from > p * LANES {
+                    let at = |token: usize| token.saturating_sub(p * LANES).min(LANES);
+                    s[p] = S::mask_range(s[p], at(from), at(until));
                 }
             }
             let highest = S::reduce_max(S::max(S::max(s[0], s[1]), S::max(s[2], s[3])));
@@ -342,9 +384,10 @@ unsafe fn weigh<S: Simd, const R: usize, const V: usize>(
 
 #[inline(always)]
 unsafe fn attend<S: Simd>(job: &Attend<'_>, item: Item, head: usize) {
-    let dim = job.heads.head_dim;
+    let (dim, padded) = (job.heads.head_dim, job.view.head_dim);
     let group = job.heads.heads / job.heads.kv_heads;
-    let rows_max = ROWS_MAX.min(STATE_MAX / dim);
+    let rows_max = ROWS_MAX.min(STATE_MAX / padded);
+    let window = job.heads.window.unwrap_or(usize::MAX);
     let tables = &job.input.block_table_starts[item.sequence..];
     let table = &job.input.block_tables[tables[0] as usize..tables[1] as usize];
     let mut state = State::new();
@@ -352,25 +395,30 @@ unsafe fn attend<S: Simd>(job: &Attend<'_>, item: Item, head: usize) {
     for base in (0..item.tokens * group).step_by(rows_max) {
         let rows = rows_max.min(item.tokens * group - base);
         let mut queries = [std::ptr::null::<u16>(); ROWS_MAX];
-        let mut limits = [0; ROWS_MAX];
+        // Positions each row sees: both ends ascend.
+        let mut seen = [const { 0..0 }; ROWS_MAX];
         for r in 0..rows {
             let row = item.first_row + (base + r) / group;
             let query = row * job.heads.heads + head * group + (base + r) % group;
-            queries[r] = job.queries[query * dim..][..dim].as_ptr();
-            limits[r] = job.input.positions[row] as usize + 1;
+            queries[r] = job.queries[query * padded..][..padded].as_ptr();
+            let end = job.input.positions[row] as usize + 1;
+            seen[r] = end.saturating_sub(window)..end;
         }
-        let context = limits[rows - 1];
-        state.clear(rows, dim);
+        let context = seen[rows - 1].end;
+        let begin = seen[0].start / SPAN * SPAN;
+        state.clear(rows, padded);
+        let mut merged = false;
         let mut first = 0;
-        for start in (0..context).step_by(SPAN) {
+        for start in (begin..context).step_by(SPAN) {
             // SAFETY: `S` is available; tables cover the context; see `update`.
             unsafe {
-                if start > 0 && start % PARTITION == 0 {
-                    if start == PARTITION {
-                        total.clear(rows, dim);
+                if start > begin && start % PARTITION == 0 {
+                    if !merged {
+                        total.clear(rows, padded);
                     }
-                    total.merge::<S>(&state, rows, dim);
-                    state.clear(rows, dim);
+                    total.merge::<S>(&state, rows, padded);
+                    state.clear(rows, padded);
+                    merged = true;
                 }
                 let part = |p: usize| {
                     // Parts past the end repeat the first: every token of theirs is masked.
@@ -383,7 +431,7 @@ unsafe fn attend<S: Simd>(job: &Attend<'_>, item: Item, head: usize) {
                     keys: std::array::from_fn(|p| job.view.keys(part(p).0, head, part(p).1)),
                     values: std::array::from_fn(|p| job.view.values(part(p).0, head, part(p).1)),
                 };
-                while limits[first] <= start {
+                while seen[first].end <= start {
                     first += 1;
                 }
                 let mut r = first;
@@ -391,19 +439,19 @@ unsafe fn attend<S: Simd>(job: &Attend<'_>, item: Item, head: usize) {
                     let left = rows - r;
                     let at = (&mut state, r);
                     r += if S::TILE_QUERIES >= 6 && left >= 6 {
-                        update::<S, 6>(job, &span, &queries, &limits, at);
+                        update::<S, 6>(job, &span, &queries, &seen, at);
                         6
                     } else if S::TILE_QUERIES >= 4 && left >= 4 {
-                        update::<S, 4>(job, &span, &queries, &limits, at);
+                        update::<S, 4>(job, &span, &queries, &seen, at);
                         4
                     } else if S::TILE_QUERIES >= 3 && left >= 3 {
-                        update::<S, 3>(job, &span, &queries, &limits, at);
+                        update::<S, 3>(job, &span, &queries, &seen, at);
                         3
                     } else if left >= 2 {
-                        update::<S, 2>(job, &span, &queries, &limits, at);
+                        update::<S, 2>(job, &span, &queries, &seen, at);
                         2
                     } else {
-                        update::<S, 1>(job, &span, &queries, &limits, at);
+                        update::<S, 1>(job, &span, &queries, &seen, at);
                         1
                     };
                 }
@@ -411,16 +459,16 @@ unsafe fn attend<S: Simd>(job: &Attend<'_>, item: Item, head: usize) {
         }
         // SAFETY: as above; each output row and head belongs to this item.
         unsafe {
-            let whole = if context > PARTITION {
-                total.merge::<S>(&state, rows, dim);
+            let whole = if merged {
+                total.merge::<S>(&state, rows, padded);
                 &mut total
             } else {
                 &mut state
             };
             for r in 0..rows {
                 let sum = S::splat(S::reduce_add(S::load(whole.sum[r].as_ptr())));
-                let values = whole.values.as_mut_ptr().add(r * dim);
-                for d in (0..dim).step_by(LANES) {
+                let values = whole.values.as_mut_ptr().add(r * padded);
+                for d in (0..padded).step_by(LANES) {
                     S::store(values.add(d), S::div(S::load(values.add(d)), sum));
                 }
                 let row = item.first_row + (base + r) / group;

@@ -15,24 +15,26 @@ pub struct KvCache {
     values: Buffer<u16>,
     pub(super) shape: CacheShape,
     pub(super) kv_heads: usize,
+    /// As it lies here: a multiple of 32.
     pub(super) head_dim: usize,
 }
 
 impl KvCache {
     /// Bytes one token takes in one layer.
     pub fn bytes_per_token(heads: AttentionShape) -> usize {
-        2 * size_of::<u16>() * heads.kv_heads * heads.head_dim
+        2 * size_of::<u16>() * heads.kv_heads * heads.padded_dim()
     }
 
     pub(super) fn new(shape: CacheShape, heads: AttentionShape) -> KvCache {
         assert!(shape.block_size.is_multiple_of(LANES), "blocks hold a multiple of 16 tokens");
-        let len = shape.blocks * shape.block_size * heads.kv_heads * heads.head_dim;
+        let head_dim = heads.padded_dim();
+        let len = shape.blocks * shape.block_size * heads.kv_heads * head_dim;
         KvCache {
             keys: Buffer::zeroed(len),
             values: Buffer::zeroed(len),
             shape,
             kv_heads: heads.kv_heads,
-            head_dim: heads.head_dim,
+            head_dim,
         }
     }
 
@@ -54,7 +56,7 @@ pub(super) struct View {
     values: Shared<u16>,
     pub block_size: usize,
     kv_heads: usize,
-    head_dim: usize,
+    pub head_dim: usize,
 }
 
 impl View {

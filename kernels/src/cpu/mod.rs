@@ -1,5 +1,6 @@
 //! The CPU backend: every operation split over the pool, every kernel generic over the ISA.
 
+mod activation;
 mod attention;
 mod kv_cache;
 mod linear;
@@ -11,11 +12,12 @@ pub use kv_cache::KvCache;
 pub use rows::{Form, Rows};
 pub use simd::Isa;
 
-use crate::backend::{AttentionShape, Backend, CacheShape, Rope, StepInput};
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Rope, StepInput};
 use crate::memory::{Buffer, Shared};
 use crate::packed::{Layout, PackError, Packed, Stored};
 use crate::pool::Pool;
 use linear::Store;
+use rows::RowsOut;
 use std::ops::Range;
 
 /// Row operations on fewer rows than this are not worth waking anybody for.
@@ -69,8 +71,10 @@ pub struct Step {
     rotations: Buffer<f32>,
     frequencies: usize,
     items: Vec<attention::Item>,
-    /// Rotated queries, bf16: `[row][heads * head_dim]`.
+    /// Rotated queries, bf16: `[row][heads * padded head_dim]`.
     queries: Buffer<u16>,
+    /// Attention's output where heads are no whole groups of the 8-bit form.
+    compact: Rows,
 }
 
 impl CpuBackend {
@@ -99,6 +103,44 @@ impl CpuBackend {
         }
         let size = rows.div_ceil(self.pool.threads() * 8);
         self.pool.run(rows.div_ceil(size), &|chunk| f(chunk * size..((chunk + 1) * size).min(rows)));
+    }
+}
+
+impl CpuBackend {
+    /// Applies `activation` to the first `width` values of each row, times those after them where there are any.
+    fn apply(&mut self, activation: Activation, x: &Matrix, width: usize, (out, form): (&mut Rows, Form)) {
+        let out = out.reset(x.rows, width, form);
+        let isa = self.isa;
+        self.for_rows(x.rows, &|rows| {
+            for row in rows {
+                let (x, up) = x.data[row * x.width..][..x.width].split_at(width);
+                let operands = activation::Row { activation, x, up: (!up.is_empty()).then_some(up) };
+                // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
+                unsafe { activation::apply_row(isa, operands, (row, out)) }
+            }
+        });
+    }
+
+    /// Puts `rows` rows of f32, `out.cols` wide, into another form; row `r` is row `source(r)` of `x`.
+    fn copy_rows(&mut self, x: &[f32], (rows, source): (usize, &(dyn Fn(usize) -> usize + Sync)), out: RowsOut) {
+        let isa = self.isa;
+        self.for_rows(rows, &|rows| {
+            for row in rows {
+                // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
+                unsafe { norm::copy_row(isa, &x[source(row) * out.cols..][..out.cols], (row, out)) }
+            }
+        });
+    }
+
+    /// Calls `f` with the number and the values of every row.
+    fn update_rows(&mut self, x: &mut Matrix, f: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let (rows, width, data) = (x.rows, x.width, Shared::new(&mut x.data));
+        self.for_rows(rows, &|rows| {
+            for row in rows {
+                // SAFETY: rows are disjoint parts of the matrix, and each belongs to one chunk.
+                f(row, unsafe { std::slice::from_raw_parts_mut(data.at(row * width), width) });
+            }
+        });
     }
 }
 
@@ -147,7 +189,7 @@ impl Backend for CpuBackend {
         assert!(heads.kv_heads > 0 && heads.heads.is_multiple_of(heads.kv_heads), "heads in whole groups");
         (step.rows, step.heads, step.frequencies) = (input.positions.len(), Some(heads), n);
         step.rotations.reserve(input.positions.len() * 2 * n);
-        step.queries.reserve(input.positions.len() * heads.heads * heads.head_dim);
+        step.queries.reserve(input.positions.len() * heads.heads * heads.padded_dim());
         let rotations = Shared::new(&mut step.rotations);
         self.for_rows(input.positions.len(), &|rows| {
             for row in rows {
@@ -236,16 +278,102 @@ impl Backend for CpuBackend {
         attention::attention(self, qkv, heads, input, step, cache, (out, form));
     }
 
-    fn silu_mul(&mut self, gate_up: &Matrix, (out, form): (&mut Rows, Form)) {
+    fn gated(&mut self, activation: Activation, gate_up: &Matrix, out: (&mut Rows, Form)) {
         assert!(gate_up.width.is_multiple_of(2), "a gate and an up value for each output");
         let width = gate_up.width / 2;
-        let out = out.reset(gate_up.rows, width, form);
+        self.apply(activation, gate_up, width, out);
+    }
+
+    fn activate(&mut self, activation: Activation, x: &Matrix, out: (&mut Rows, Form)) {
+        self.apply(activation, x, x.width, out);
+    }
+
+    fn to_rows(&mut self, x: &Matrix, select: Option<&[u32]>, (out, form): (&mut Rows, Form)) {
+        let rows = select.map_or(x.rows, <[u32]>::len);
+        let source = |row: usize| select.map_or(row, |s| s[row] as usize);
+        assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
+        let out = out.reset(rows, x.width, form);
+        self.copy_rows(&x.data, (rows, &source), out);
+    }
+
+    fn rms_norm_in_place(&mut self, x: &mut Matrix, columns: Range<usize>, weight: &Buffer<f32>, eps: f32) {
+        let (width, len) = (x.width, columns.len());
+        assert!(columns.end <= width && len.is_multiple_of(weight.len()), "a norm's weight fits the columns");
+        let (rows, data) = (x.rows, Shared::new(&mut x.data));
         let isa = self.isa;
-        self.for_rows(gate_up.rows, &|rows| {
+        self.for_rows(rows, &|rows| {
             for row in rows {
-                let (gate, up) = gate_up.data[row * 2 * width..][..2 * width].split_at(width);
-                // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
-                unsafe { norm::silu_mul_row(isa, gate, up, (row, out)) }
+                // SAFETY: the columns are inside the row, and each row belongs to one chunk; the ISA is available.
+                unsafe {
+                    let x = std::slice::from_raw_parts_mut(data.at(row * width + columns.start), len);
+                    norm::rms_norm_in_place(isa, x, weight, eps);
+                }
+            }
+        });
+    }
+
+    fn layer_norm(
+        &mut self,
+        x: &Matrix,
+        select: Option<&[u32]>,
+        (weight, bias): (&Buffer<f32>, Option<&Buffer<f32>>),
+        eps: f32,
+        (out, form): (&mut Rows, Form),
+    ) {
+        let rows = select.map_or(x.rows, <[u32]>::len);
+        let source = |row: usize| select.map_or(row, |s| s[row] as usize);
+        assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
+        let out = out.reset(rows, x.width, form);
+        let isa = self.isa;
+        self.for_rows(rows, &|rows| {
+            for row in rows {
+                let x = &x.data[source(row) * x.width..][..x.width];
+                // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
+                unsafe { norm::layer_norm_row(isa, x, (weight, bias.map(|b| &b[..])), eps, (row, out)) }
+            }
+        });
+    }
+
+    fn add_bias(&mut self, x: &mut Matrix, bias: &Buffer<f32>) {
+        assert_eq!(bias.len(), x.width, "a bias has the width of its rows");
+        self.update_rows(x, &|_, row| row.iter_mut().zip(bias.iter()).for_each(|(x, b)| *x += b));
+    }
+
+    fn add_scaled(&mut self, x: &Matrix, scale: f32, out: &mut Matrix) {
+        assert!(out.rows == x.rows && out.width == x.width, "the residual stream has another shape");
+        self.update_rows(out, &|row, out| {
+            let x = &x.data[row * x.width..][..x.width];
+            out.iter_mut().zip(x).for_each(|(out, x)| *out += scale * x);
+        });
+    }
+
+    fn clear(&mut self, x: &mut Matrix, rows: usize, width: usize) {
+        x.reset(rows, width);
+        self.update_rows(x, &|_, row| row.fill(0.0));
+    }
+
+    fn scatter_add(&mut self, x: &Matrix, rows: &[u32], scales: &[f32], out: &mut Matrix) {
+        assert!(rows.len() == x.rows && scales.len() == x.rows && x.width == out.width, "a row for each row");
+        for (source, (&row, scale)) in rows.iter().zip(scales).enumerate() {
+            let out = &mut out.data[row as usize * x.width..][..x.width];
+            let x = &x.data[source * x.width..][..x.width];
+            out.iter_mut().zip(x).for_each(|(out, x)| *out += scale * x);
+        }
+    }
+
+    fn scale_logits(&mut self, logits: &mut [f32], scale: f32, cap: Option<f32>) {
+        const CHUNK: usize = 1 << 14;
+        let (len, isa) = (logits.len(), self.isa);
+        let data = Shared::new(logits);
+        self.pool.run(len.div_ceil(CHUNK), &|chunk| {
+            let first = chunk * CHUNK;
+            // SAFETY: chunks are disjoint parts of the slice; the ISA is available.
+            unsafe {
+                let part = std::slice::from_raw_parts_mut(data.at(first), CHUNK.min(len - first));
+                match cap {
+                    Some(cap) => activation::soft_cap(isa, part, scale, cap),
+                    None => part.iter_mut().for_each(|x| *x *= scale),
+                }
             }
         });
     }

@@ -107,7 +107,7 @@ fn misused_linear_layers_panic() {
 #[test]
 fn misused_attention_panics() {
     let backend = &mut backend();
-    let heads = AttentionShape { heads: 2, kv_heads: 1, head_dim: 32, scale: 0.2 };
+    let heads = AttentionShape::full(2, 1, 32, 0.2);
     let shape = CacheShape { blocks: 2, block_size: 16 };
     let rope = Rope { inverse_frequencies: vec![1.0; 4], factor: 1.0 };
     let qkv = matrix(backend, &[0.5; 2 * 128], 128);
@@ -141,10 +141,10 @@ fn misused_attention_panics() {
         panics(|| backend.attention(&narrow, heads, good, &mut step, &mut cache, (&mut out, BOTH)))
             .contains("shape")
     );
-    let odd = AttentionShape { head_dim: 48, ..heads };
+    let odd = AttentionShape { head_dim: 288, ..heads };
     let mut odd_cache = backend.new_kv_cache(shape, odd);
     assert!(
-        panics(|| backend.attention(&qkv, odd, good, &mut step, &mut odd_cache, (&mut out, BOTH))).contains("48")
+        panics(|| backend.attention(&qkv, odd, good, &mut step, &mut odd_cache, (&mut out, BOTH))).contains("288")
     );
     let mut unprepared = Step::default();
     let message = panics(|| backend.attention(&qkv, heads, good, &mut unprepared, &mut cache, (&mut out, BOTH)));
@@ -165,7 +165,7 @@ fn misused_attention_panics() {
     let long = Rope { inverse_frequencies: vec![1.0; 17], factor: 1.0 };
     assert!(panics(|| backend.prepare(good, &long, heads, &mut step)).contains("17"));
     for (heads, kv_heads) in [(3, 2), (1, 2), (2, 0)] {
-        let heads = AttentionShape { heads, kv_heads, head_dim: 32, scale: 1.0 };
+        let heads = AttentionShape::full(heads, kv_heads, 32, 1.0);
         assert!(panics(|| backend.prepare(good, &rope, heads, &mut step)).contains("heads"));
     }
     panics(|| drop(backend.new_kv_cache(CacheShape { blocks: 2, block_size: 24 }, heads)));

@@ -4,7 +4,9 @@ use crate::inputs::{
     BOTH, F32, Numbers, backends, describe, difference, identity, load_f32, matrix, product, read, rows,
     stored_bytes,
 };
-use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference};
+use rill_kernels::{
+    Activation, Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference,
+};
 
 const Q8: Form = Form { q8: true, f32: false };
 
@@ -127,7 +129,7 @@ fn embedding_reads_the_stored_row() {
 
 #[test]
 fn rms_norm_is_its_definition_whoever_computes_it() {
-    for (count, width) in [(1, 16), (3, 48), (5, 576), (33, 96), (4, 2048)] {
+    for (count, width) in [(1, 16), (3, 48), (5, 576), (33, 96), (4, 2048), (7, 50), (2, 5)] {
         let mut numbers = Numbers(width as u64);
         let x = numbers.activations(count * width);
         let weight: Vec<f32> = (0..width).map(|_| 1.0 + 0.3 * numbers.normal()).collect();
@@ -268,5 +270,133 @@ fn both_forms_agree() {
         let expected: Vec<f32> =
             plain.chunks_exact(width).flat_map(reference::quantize_row).map(|x| x as f32).collect();
         assert_eq!(given, expected, "{}", describe(backend));
+    }
+}
+
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared];
+
+#[test]
+fn activations_are_their_definitions_gated_and_not() {
+    for (count, width) in [(3, 48), (5, 50), (40, 64), (1, 7)] {
+        let mut numbers = Numbers(width as u64 + 40);
+        let x: Vec<f32> = (0..count * 2 * width).map(|_| numbers.normal() * 4.0).collect();
+        for activation in ACTIVATIONS {
+            let mut first: Option<Vec<f32>> = None;
+            for backend in &mut backends() {
+                let who = format!("{activation:?}, {}", describe(backend));
+                let input = matrix(backend, &x, 2 * width);
+                let mut out = Rows::default();
+                backend.activate(activation, &input, (&mut out, F32));
+                let mut given = read(backend, &out, 2 * width);
+                // The approximated error function is right to 1.5e-7 of one, everything else to its own size.
+                for (&y, &x) in given.iter().zip(&x) {
+                    let expected = reference::activate(activation, f64::from(x));
+                    let error = (f64::from(y) - expected).abs();
+                    assert!(
+                        error <= 5e-6 * expected.abs() + 4e-7 * f64::from(x.abs()),
+                        "{who}: {x} → {y}, not {expected}"
+                    );
+                }
+                backend.gated(activation, &input, (&mut out, F32));
+                let gated = read(backend, &out, width);
+                for (row, x) in gated.chunks_exact(width).zip(x.chunks_exact(2 * width)) {
+                    for ((&y, expected), (&g, &u)) in
+                        row.iter().zip(reference::gated(activation, x)).zip(x[..width].iter().zip(&x[width..]))
+                    {
+                        let error = (f64::from(y) - expected).abs();
+                        let allowed = 5e-6 * expected.abs() + 4e-7 * f64::from((g * u).abs());
+                        assert!(error <= allowed, "{who}: {g}, {u} → {y}, not {expected}");
+                    }
+                }
+                given.extend(gated);
+                assert_eq!(difference(&given, first.get_or_insert(given.clone())), None, "{who}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_is_its_definition_whoever_computes_it() {
+    for (count, width) in [(1, 16), (3, 48), (33, 96), (7, 50), (2, 5)] {
+        let mut numbers = Numbers(width as u64);
+        let x: Vec<f32> = (0..count * width).map(|_| 3.0 + numbers.normal()).collect();
+        let weight: Vec<f32> = (0..width).map(|_| 1.0 + 0.3 * numbers.normal()).collect();
+        let bias: Vec<f32> = (0..width).map(|_| numbers.normal()).collect();
+        let select: Vec<u32> = (0..count as u32).rev().collect();
+        let mut first: Option<Vec<f32>> = None;
+        for backend in &mut backends() {
+            let who = describe(backend);
+            let input = matrix(backend, &x, width);
+            let (w, b) = (backend.load_vector(&weight), backend.load_vector(&bias));
+            let mut out = Rows::default();
+            backend.layer_norm(&input, Some(&select), (&w, Some(&b)), 1e-5, (&mut out, F32));
+            let given = read(backend, &out, width);
+            for (row, &source) in given.chunks_exact(width).zip(&select) {
+                let x = &x[source as usize * width..][..width];
+                for (&y, expected) in row.iter().zip(reference::layer_norm(x, &weight, &bias, 1e-5)) {
+                    assert!((f64::from(y) - expected).abs() < 1e-5, "{who}: {y}, not {expected}");
+                }
+            }
+            assert_eq!(difference(&given, first.get_or_insert(given.clone())), None, "{who}");
+        }
+    }
+}
+
+#[test]
+fn in_place_operations_touch_their_part_alone() {
+    let (count, width) = (9, 60);
+    let mut numbers = Numbers(60);
+    let x = numbers.activations(count * width);
+    for backend in &mut backends() {
+        let who = describe(backend);
+        let weight: Vec<f32> = (0..20).map(|i| 1.0 + i as f32 / 10.0).collect();
+        let vector = backend.load_vector(&weight);
+        let mut input = matrix(backend, &x, width);
+        backend.rms_norm_in_place(&mut input, 20..60, &vector, 1e-5);
+        let given = backend.read(&input, 0..count);
+        for (row, x) in given.chunks_exact(width).zip(x.chunks_exact(width)) {
+            assert_eq!(difference(&row[..20], &x[..20]), None, "{who}");
+            for part in [20..40, 40..60] {
+                close(&row[part.clone()], &reference::rms_norm(&x[part], &weight, 1e-5), 2e-6, &who);
+            }
+        }
+        let bias: Vec<f32> = (0..width).map(|i| i as f32).collect();
+        let vector = backend.load_vector(&bias);
+        let (mut a, b) = (matrix(backend, &x, width), matrix(backend, &x, width));
+        backend.add_bias(&mut a, &vector);
+        backend.add_scaled(&b, -0.5, &mut a);
+        let expected: Vec<f32> = x.iter().enumerate().map(|(i, x)| (x + bias[i % width]) + -0.5 * x).collect();
+        assert_eq!(backend.read(&a, 0..count), expected, "{who}");
+        backend.clear(&mut a, 4, width);
+        assert_eq!(backend.read(&a, 0..4), vec![0.0; 4 * width]);
+        let two = matrix(backend, &x[..2 * width], width);
+        backend.scatter_add(&two, &[3, 1], &[2.0, 0.5], &mut a);
+        let given = backend.read(&a, 0..4);
+        let scaled =
+            |row: usize, scale: f32| x[row * width..][..width].iter().map(|x| x * scale).collect::<Vec<f32>>();
+        assert_eq!(given[3 * width..], scaled(0, 2.0), "{who}");
+        assert_eq!(given[width..2 * width], scaled(1, 0.5), "{who}");
+        assert!(given[..width].iter().chain(&given[2 * width..3 * width]).all(|&x| x == 0.0));
+        let mut out = Rows::default();
+        backend.to_rows(&b, None, (&mut out, F32));
+        assert_eq!(difference(&read(backend, &out, width), &x), None, "{who}");
+    }
+}
+
+#[test]
+fn logits_are_scaled_and_capped() {
+    let mut numbers = Numbers(61);
+    let x: Vec<f32> = (0..40_003).map(|_| numbers.normal() * 60.0).chain([0.0, 1e30, -1e30]).collect();
+    for backend in &mut backends() {
+        let mut given = x.clone();
+        backend.scale_logits(&mut given, 0.5, Some(30.0));
+        for (&y, &x) in given.iter().zip(&x) {
+            let expected = 30.0 * (f64::from(x) * 0.5 / 30.0).tanh();
+            assert!((f64::from(y) - expected).abs() < 2e-5, "{x}: {y}, not {expected}, {}", describe(backend));
+        }
+        let mut given = x.clone();
+        backend.scale_logits(&mut given, 0.5, None);
+        assert!(given.iter().zip(&x).all(|(y, x)| *y == x * 0.5));
     }
 }

@@ -1,6 +1,8 @@
 //! [`ModelConfig`] from the metadata of a GGUF file.
 
-use super::{Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle};
+use super::{
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+};
 use crate::ModelError;
 use crate::gguf::{GgmlType, GgufFile, Metadata};
 
@@ -50,6 +52,9 @@ const END_OF_TURN: [&str; 15] = [
     "<｜end▁of▁sentence｜>",
     "<|END_OF_TURN_TOKEN|>",
 ];
+
+/// llama.cpp's number for a router whose weights are a softmax.
+const SOFTMAX_GATING: u32 = 1;
 
 /// `tokenizer.ggml.token_type` of a control token, and of one the converter added by name.
 const CONTROL: i64 = 3;
@@ -102,7 +107,23 @@ impl ModelConfig {
         let logit_scale = metadata
             .f32(&key("logit_scale"))?
             .map(|scale| if arch.starts_with("granite") { 1.0 / scale } else { scale });
-        let sliding_window = metadata.usize(&key("attention.sliding_window"))?.filter(|&window| window > 0);
+        let sliding_window = match metadata.usize(&key("attention.sliding_window"))? {
+            None if arch == "gemma2" => Some(4096),
+            window => window.filter(|&window| window > 0),
+        };
+        let learned_positions = has("position_embd.weight");
+        let mut rope = rope(file, arch, head_dim, context_len)?;
+        if learned_positions {
+            rope.dimension_count = 0;
+        }
+        let sliding_base = metadata.f32(&key("rope.freq_base_swa"))?;
+        // Files of Gemma 2 leave their caps out where they are these.
+        let gemma2 = |cap: f32| (arch == "gemma2").then_some(cap);
+        // The largest Gemmas scale scores by their width a head, not by the heads' own; the file does not say.
+        let attention_scale = match (metadata.f32(&key("attention.scale"))?, arch, layers) {
+            (None, "gemma2", 46) | (None, "gemma3", 62) => Some(1.0 / (hidden_size as f32 / heads as f32).sqrt()),
+            (scale, ..) => scale,
+        };
         let config = ModelConfig {
             architecture: arch.to_owned(),
             vocab_size,
@@ -118,8 +139,18 @@ impl ModelConfig {
             norm_eps,
             // Converters fold the 1 of `(1 + w)` norms into the weights.
             norm_weight_offset: 0.0,
-            rope: rope(file, arch, head_dim, context_len)?,
-            tie_embeddings: !has("output.weight"),
+            sliding_rope: (arch == "gemma3").then(|| RopeConfig {
+                base: sliding_base.unwrap_or(10_000.0),
+                scaling: RopeScaling::None,
+                ..rope.clone()
+            }),
+            rope,
+            // The file does not say: llama.cpp has every fourth layer of the architecture go without.
+            rope_layers: (arch == "smollm3").then(|| (1..=layers).map(|n| !n.is_multiple_of(4)).collect()),
+            learned_positions,
+            parallel_residual: arch == "gptneox" && metadata.bool(&key("use_parallel_residual"))?.unwrap_or(true),
+            experts: experts(metadata, arch)?,
+            tie_embeddings: Some(!has("output.weight")),
             activation: activation(arch),
             sliding_window,
             sliding_layers: match sliding_window {
@@ -129,12 +160,12 @@ impl ModelConfig {
             qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
             attention_output_bias: has("blk.0.attn_output.bias"),
             mlp_bias: has("blk.0.ffn_down.bias"),
-            attention_scale: metadata.f32(&key("attention.scale"))?,
+            attention_scale,
             embedding_scale,
             residual_scale: metadata.f32(&key("residual_scale"))?,
             logit_scale,
-            attention_softcap: metadata.f32(&key("attn_logit_softcapping"))?,
-            final_logit_softcap: metadata.f32(&key("final_logit_softcapping"))?,
+            attention_softcap: metadata.f32(&key("attn_logit_softcapping"))?.or(gemma2(50.0)),
+            final_logit_softcap: metadata.f32(&key("final_logit_softcapping"))?.or(gemma2(30.0)),
             bos_token_id: metadata.u32("tokenizer.ggml.bos_token_id")?,
             pad_token_id: metadata.u32("tokenizer.ggml.padding_token_id")?,
             eos_token_ids: eos_token_ids(metadata)?,
@@ -186,7 +217,8 @@ fn rope(file: &GgufFile, arch: &str, head_dim: usize, context_len: usize) -> Res
         Some("yarn") => RopeScaling::Yarn {
             factor: factor.unwrap_or(1.0),
             original_context,
-            attention_factor,
+            // llama.cpp multiplies the usual factor by the file's.
+            attention_factor: attention_factor.map(|own| own * (0.1 * factor.unwrap_or(1.0).max(1.0).ln() + 1.0)),
             beta_fast: metadata.f32(&key("scaling.yarn_beta_fast"))?.unwrap_or(32.0),
             beta_slow: metadata.f32(&key("scaling.yarn_beta_slow"))?.unwrap_or(1.0),
         },
@@ -211,7 +243,8 @@ fn rope(file: &GgufFile, arch: &str, head_dim: usize, context_len: usize) -> Res
     } else if let (Some(short_factors), Some(long_factors)) =
         (floats(file, "rope_factors_short.weight")?, floats(file, "rope_factors_long.weight")?)
     {
-        RopeScaling::LongRope { short_factors, long_factors, original_context, attention_factor }
+        let stretch = context_len as f32 / original_context.max(1) as f32;
+        RopeScaling::LongRope { short_factors, long_factors, original_context, attention_factor, stretch }
     } else {
         scaling
     };
@@ -221,6 +254,34 @@ fn rope(file: &GgufFile, arch: &str, head_dim: usize, context_len: usize) -> Res
         style: if INTERLEAVED.contains(&arch) { RopeStyle::Interleaved } else { RopeStyle::Half },
         scaling,
     })
+}
+
+fn experts(metadata: &Metadata, arch: &str) -> Result<Option<ExpertsConfig>, ModelError> {
+    let key = |name: &str| format!("{arch}.{name}");
+    let Some(count) = metadata.usize(&key("expert_count"))?.filter(|&count| count > 0) else {
+        return Ok(None);
+    };
+    let per_token = metadata.require_usize(&key("expert_used_count"))?;
+    let gating = metadata.u32(&key("expert_gating_func"))?.unwrap_or(SOFTMAX_GATING);
+    let scale = metadata.f32(&key("expert_weights_scale"))?.unwrap_or(1.0);
+    if gating != SOFTMAX_GATING || scale != 1.0 && scale != 0.0 {
+        return Err(ModelError::Unsupported(format!(
+            "experts with gating function {gating} and weights scaled by {scale} are not supported"
+        )));
+    }
+    let width = match metadata.usize(&key("expert_feed_forward_length"))? {
+        None => per_layer(metadata, &key("feed_forward_length"))?,
+        width => width,
+    };
+    // The architecture decides where the file does not say.
+    let never = ["qwen2moe", "olmoe"].contains(&arch);
+    Ok(Some(ExpertsConfig {
+        count,
+        per_token,
+        intermediate_size: width.unwrap_or(0),
+        normalise: metadata.bool(&key("expert_weights_norm"))?.unwrap_or(!never),
+        shared_size: metadata.usize(&key("expert_shared_feed_forward_length"))?.filter(|&size| size > 0),
+    }))
 }
 
 /// A small F32 tensor's values, if it is there.

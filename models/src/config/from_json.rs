@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle};
+use super::{
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+};
 use crate::ModelError;
 
 /// Architectures whose published weights turn neighbours; all others turn halves.
@@ -34,10 +36,16 @@ impl ModelConfig {
         let fields = Fields { file: &config, object: nested.unwrap_or(&config.root) };
         let family = architecture.to_ascii_lowercase();
         let gemma = family.starts_with("gemma");
+        refuse_unknown_variants(&fields)?;
+        // Gemma 3 files with pictures leave out what is the default of their class.
+        let gemma3 = |value: usize| family.starts_with("gemma3").then_some(value);
         let hidden_size = fields.require_usize(&["hidden_size", "n_embd"])?;
         let layers = fields.require_usize(&["num_hidden_layers", "n_layer"])?;
-        let heads = fields.require_usize(&["num_attention_heads", "n_head"])?;
-        let head_dim = match fields.usize(&["head_dim"])? {
+        let heads = match (fields.usize(&["num_attention_heads", "n_head"])?, gemma3(8)) {
+            (Some(heads), _) | (None, Some(heads)) => heads,
+            _ => fields.require_usize(&["num_attention_heads"])?,
+        };
+        let head_dim = match fields.usize(&["head_dim"])?.or(gemma3(256)) {
             Some(head_dim) => head_dim,
             None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
@@ -48,12 +56,15 @@ impl ModelConfig {
         };
         let norm_eps = fields
             .f32(&["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?
+            .or(gemma3(0).map(|_| 1e-6))
             .ok_or_else(|| config.error("field rms_norm_eps is missing"))?;
         let context_len = fields
             .usize(&["max_position_embeddings", "n_positions"])?
+            .or(gemma3(131_072))
             .ok_or_else(|| config.error("field max_position_embeddings is missing"))?;
         let bias = fields.bool(&["attention_bias", "use_bias", "bias"])?;
         let window = sliding_window(&fields, &family)?;
+        let rope = ropes(&fields, &architecture, head_dim, context_len)?;
         let (mut eos_token_ids, mut bos_token_id, mut pad_token_id) = (Vec::new(), None, None);
         for source in [generation.as_ref(), Some(&config)].into_iter().flatten() {
             let levels = [Some(&source.root), source.root.get("text_config")];
@@ -69,11 +80,14 @@ impl ModelConfig {
             }
         }
         let parsed = ModelConfig {
-            vocab_size: fields.require_usize(&["vocab_size"])?,
+            vocab_size: match (fields.usize(&["vocab_size"])?, gemma3(262_208)) {
+                (Some(size), _) | (None, Some(size)) => size,
+                _ => fields.require_usize(&["vocab_size"])?,
+            },
             hidden_size,
             layers,
             heads,
-            kv_heads: fields.usize(&["num_key_value_heads"])?.unwrap_or(heads),
+            kv_heads: fields.usize(&["num_key_value_heads"])?.or(gemma3(4)).unwrap_or(heads),
             head_dim,
             intermediate_size: match fields.usize(&["intermediate_size", "n_inner", "ffn_dim"])? {
                 Some(size) => size,
@@ -83,13 +97,21 @@ impl ModelConfig {
             context_len,
             norm_eps,
             norm_weight_offset: if gemma { 1.0 } else { 0.0 },
-            rope: rope(&fields, &architecture, head_dim, context_len)?,
-            // The default of transformers' own configuration class is true; llama-like classes override it.
+            rope: rope.0,
+            sliding_rope: rope.1,
+            rope_layers: rope_layers(&fields, &family, layers)?,
+            learned_positions: family.starts_with("gpt2"),
+            parallel_residual: family.starts_with("gptneox")
+                && fields.bool(&["use_parallel_residual"])?.unwrap_or(true),
+            experts: experts(&fields, &family)?,
             tie_embeddings: fields
                 .bool(&["tie_word_embeddings"])?
-                .or(config.root["tie_word_embeddings"].as_bool())
-                .unwrap_or(gemma || family.starts_with("gpt2")),
-            activation: activation(&fields)?,
+                .or(config.root["tie_word_embeddings"].as_bool()),
+            activation: match activation(&fields)? {
+                // The first Gemma's files say gelu and mean its approximation.
+                Activation::Gelu if gemma => Activation::GeluTanh,
+                activation => activation,
+            },
             sliding_window: window.0,
             sliding_layers: window.1,
             qkv_bias: bias.unwrap_or(
@@ -100,7 +122,10 @@ impl ModelConfig {
                 .bool(&["mlp_bias", "use_bias"])?
                 .unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
             attention_scale: match fields.f32(&["attention_multiplier"])? {
-                None => fields.f32(&["query_pre_attn_scalar"])?.map(|scalar| 1.0 / scalar.sqrt()),
+                None => fields
+                    .f32(&["query_pre_attn_scalar"])?
+                    .or(gemma3(256).map(|scalar| scalar as f32))
+                    .map(|scalar| 1.0 / scalar.sqrt()),
                 scale => scale,
             },
             embedding_scale: match fields.f32(&["embedding_multiplier"])? {
@@ -233,18 +258,63 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn rope(
+/// Settings that change the arithmetic of a known architecture in ways rill does not follow.
+fn refuse_unknown_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
+    for name in [
+        "scale_attn_by_inverse_layer_idx",
+        "use_bidirectional_attention",
+        "add_cross_attention",
+        "alibi",
+        "use_mrope",
+    ] {
+        if fields.bool(&[name])? == Some(true) {
+            return Err(ModelError::Unsupported(format!("{}: {name} is not supported", fields.file.path)));
+        }
+    }
+    for name in ["clip_qkv", "llama_4_scaling_beta", "attn_temperature_tuning", "quantization_config"] {
+        if fields.object.get(name).or(fields.file.root.get(name)).is_some_and(|value| !value.is_null()) {
+            return Err(ModelError::Unsupported(format!("{}: {name} is not supported", fields.file.path)));
+        }
+    }
+    Ok(())
+}
+
+/// The rotation of all layers, and of those that slide where it is another.
+fn ropes(
     fields: &Fields<'_>,
     architecture: &str,
     head_dim: usize,
     context_len: usize,
-) -> Result<RopeConfig, ModelError> {
-    // Newer files keep everything in rope_parameters, older ones the base beside and the rest in rope_scaling.
-    let nested = match fields.object("rope_parameters") {
-        Some(parameters) => Some(parameters),
-        None => fields.object("rope_scaling"),
+) -> Result<(RopeConfig, Option<RopeConfig>), ModelError> {
+    let read = |nested: Option<&Fields<'_>>| rope(fields, nested, architecture, head_dim, context_len);
+    // Newer files keep everything in rope_parameters, for each kind of layer where there are two; older ones keep the
+    // base beside and the rest in rope_scaling.
+    if let Some(parameters) = fields.object("rope_parameters") {
+        return Ok(match (parameters.object("full_attention"), parameters.object("sliding_attention")) {
+            (Some(full), sliding) => {
+                (read(Some(&full))?, sliding.map(|sliding| read(Some(&sliding))).transpose()?)
+            }
+            _ => (read(Some(&parameters))?, None),
+        });
+    }
+    let full = read(fields.object("rope_scaling").as_ref())?;
+    let local = match fields.f32(&["rope_local_base_freq"])? {
+        None if architecture.starts_with("Gemma3") => Some(10_000.0),
+        base => base,
     };
-    let base = match &nested {
+    let sliding = local.map(|base| RopeConfig { base, scaling: RopeScaling::None, ..full.clone() });
+    let gemma3_default = architecture.starts_with("Gemma3") && fields.f32(&["rope_theta"])?.is_none();
+    Ok((if gemma3_default { RopeConfig { base: 1_000_000.0, ..full } } else { full }, sliding))
+}
+
+fn rope(
+    fields: &Fields<'_>,
+    nested: Option<&Fields<'_>>,
+    architecture: &str,
+    head_dim: usize,
+    context_len: usize,
+) -> Result<RopeConfig, ModelError> {
+    let base = match nested {
         Some(parameters) => parameters.f32(&["rope_theta"])?,
         None => None,
     };
@@ -252,24 +322,57 @@ fn rope(
         None => fields.f32(&["rope_theta", "rotary_emb_base"])?.unwrap_or(10_000.0),
         Some(base) => base,
     };
-    let partial = match &nested {
+    let partial = match nested {
         Some(parameters) => parameters.f32(&["partial_rotary_factor"])?,
         None => None,
     };
     let partial = match partial {
-        None => fields.f32(&["partial_rotary_factor", "rotary_pct"])?.unwrap_or(1.0),
+        None => match fields.f32(&["partial_rotary_factor", "rotary_pct"])? {
+            None if architecture == "GPTNeoXForCausalLM" => 0.25,
+            partial => partial.unwrap_or(1.0),
+        },
         Some(partial) => partial,
     };
-    let scaling = match &nested {
+    let scaling = match nested {
         Some(parameters) => rope_scaling(fields, parameters, context_len)?,
         None => RopeScaling::None,
     };
+    let turns = !architecture.starts_with("GPT2");
     Ok(RopeConfig {
         base,
-        dimension_count: (head_dim as f32 * partial) as usize,
+        dimension_count: if turns { (head_dim as f32 * partial) as usize } else { 0 },
         style: if INTERLEAVED.contains(&architecture) { RopeStyle::Interleaved } else { RopeStyle::Half },
         scaling,
     })
+}
+
+/// Layers that turn queries and keys: SmolLM3 leaves some out.
+fn rope_layers(fields: &Fields<'_>, family: &str, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+    if !family.starts_with("smollm3") {
+        return Ok(None);
+    }
+    let listed = fields.typed(&["no_rope_layers"], "a list of 0 and 1", |value| {
+        value.as_array()?.iter().map(|v| v.as_u64().map(|v| v != 0)).collect::<Option<Vec<_>>>()
+    })?;
+    let interval = fields.usize(&["no_rope_layer_interval"])?.unwrap_or(4).max(1);
+    Ok(Some(listed.unwrap_or_else(|| (1..=layers).map(|n| !n.is_multiple_of(interval)).collect())))
+}
+
+fn experts(fields: &Fields<'_>, family: &str) -> Result<Option<ExpertsConfig>, ModelError> {
+    let Some(count) = fields.usize(&["num_local_experts", "num_experts"])? else { return Ok(None) };
+    let width = match fields.usize(&["moe_intermediate_size"])? {
+        None => fields.require_usize(&["intermediate_size"])?,
+        Some(width) => width,
+    };
+    // These always normalise; the others' own default is not to.
+    let always = family.starts_with("mixtral") || family.starts_with("granitemoe");
+    Ok(Some(ExpertsConfig {
+        count,
+        per_token: fields.require_usize(&["num_experts_per_tok"])?,
+        intermediate_size: width,
+        normalise: always || fields.bool(&["norm_topk_prob"])?.unwrap_or(false),
+        shared_size: fields.usize(&["shared_expert_intermediate_size"])?.filter(|&size| size > 0),
+    }))
 }
 
 fn rope_scaling(fields: &Fields<'_>, scaling: &Fields<'_>, context_len: usize) -> Result<RopeScaling, ModelError> {
@@ -277,7 +380,7 @@ fn rope_scaling(fields: &Fields<'_>, scaling: &Fields<'_>, context_len: usize) -
         None => fields.usize(&["original_max_position_embeddings"])?.unwrap_or(context_len),
         Some(context) => context,
     };
-    let attention_factor = scaling.f32(&["attention_factor"])?;
+    let mut attention_factor = scaling.f32(&["attention_factor"])?;
     Ok(match scaling.str(&["rope_type", "type"])?.unwrap_or("default") {
         "default" | "mrope" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: scaling.require_f32("factor")? },
@@ -288,18 +391,28 @@ fn rope_scaling(fields: &Fields<'_>, scaling: &Fields<'_>, context_len: usize) -
             high_freq_factor: scaling.require_f32("high_freq_factor")?,
             original_context,
         },
-        "yarn" => RopeScaling::Yarn {
-            factor: scaling.require_f32("factor")?,
-            original_context,
-            attention_factor,
-            beta_fast: scaling.f32(&["beta_fast"])?.unwrap_or(32.0),
-            beta_slow: scaling.f32(&["beta_slow"])?.unwrap_or(1.0),
-        },
+        "yarn" => {
+            // DeepSeek's way to say the attention factor.
+            if let (None, Some(mscale), Some(all)) =
+                (attention_factor, scaling.f32(&["mscale"])?, scaling.f32(&["mscale_all_dim"])?)
+            {
+                let stretch = scaling.require_f32("factor")?.max(1.0).ln();
+                attention_factor = Some((0.1 * mscale * stretch + 1.0) / (0.1 * all * stretch + 1.0));
+            }
+            RopeScaling::Yarn {
+                factor: scaling.require_f32("factor")?,
+                original_context,
+                attention_factor,
+                beta_fast: scaling.f32(&["beta_fast"])?.unwrap_or(32.0),
+                beta_slow: scaling.f32(&["beta_slow"])?.unwrap_or(1.0),
+            }
+        }
         "longrope" | "su" => RopeScaling::LongRope {
             short_factors: scaling.floats("short_factor")?,
             long_factors: scaling.floats("long_factor")?,
             original_context,
             attention_factor,
+            stretch: context_len as f32 / original_context.max(1) as f32,
         },
         other => {
             return Err(ModelError::Unsupported(format!(

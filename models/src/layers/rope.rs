@@ -1,18 +1,22 @@
 //! Inverse frequencies of the rotary embedding under every context-extension scheme.
 
-use crate::ModelError;
 use crate::config::{RopeConfig, RopeScaling};
 use rill_kernels::Rope;
 use std::f32::consts::PI;
 
-/// The rotation a configuration asks for.
-pub(crate) fn rope(config: &RopeConfig) -> Result<Rope, ModelError> {
+/// The rotation a configuration asks for, in a context of up to `context_len` tokens.
+///
+/// One rotation serves a model for as long as it runs: keys in the cache stay what they are. So a scheme that changes
+/// with the length of the text is settled by the longest text there can be. That makes dynamic NTK scaling plain
+/// rotation within the context the model was made for, and lets LongRoPE take its long factors exactly where the
+/// context is longer than the original one.
+pub(crate) fn rope(config: &RopeConfig, context_len: usize) -> Rope {
     let dim = config.dimension_count as f32;
     let plain = |i: usize| config.base.powf(-2.0 * i as f32 / dim);
     let pairs = 0..config.dimension_count / 2;
     let mut factor = 1.0;
     let inverse_frequencies = match &config.scaling {
-        RopeScaling::None => pairs.map(plain).collect(),
+        RopeScaling::None | RopeScaling::Dynamic { .. } => pairs.map(plain).collect(),
         RopeScaling::Linear { factor } => pairs.map(|i| plain(i) / factor).collect(),
         RopeScaling::FreqFactors(factors) => pairs.map(|i| plain(i) / factors[i]).collect(),
         // Llama 3.1: long wavelengths are stretched, short ones kept, those between blended.
@@ -50,12 +54,14 @@ pub(crate) fn rope(config: &RopeConfig) -> Result<Rope, ModelError> {
                 })
                 .collect()
         }
-        RopeScaling::Dynamic { .. } | RopeScaling::LongRope { .. } => {
-            return Err(ModelError::Unsupported(
-                "rope scaling that depends on the length of the text (dynamic, longrope) is not supported yet"
-                    .to_owned(),
-            ));
+        // LongRoPE (Ding et al. 2024, arXiv:2402.13753).
+        RopeScaling::LongRope { short_factors, long_factors, original_context, attention_factor, stretch } => {
+            factor = attention_factor.unwrap_or_else(|| {
+                if *stretch > 1.0 { (1.0 + stretch.ln() / (*original_context as f32).ln()).sqrt() } else { 1.0 }
+            });
+            let factors = if context_len > *original_context { long_factors } else { short_factors };
+            pairs.map(|i| plain(i) / factors[i]).collect()
         }
     };
-    Ok(Rope { inverse_frequencies, factor })
+    Rope { inverse_frequencies, factor }
 }

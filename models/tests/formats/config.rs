@@ -48,7 +48,7 @@ fn the_default_model() {
         scaling: RopeScaling::None,
     };
     assert_eq!(config.rope, rope);
-    assert!(config.tie_embeddings && !config.qkv_bias && !config.mlp_bias);
+    assert!(config.tie_embeddings == Some(true) && !config.qkv_bias && !config.mlp_bias);
     assert_eq!((config.bos_token_id, config.pad_token_id), (Some(1), Some(2)));
     // <|im_end|>, and <|endoftext|>, which the file does not name as an end but llama.cpp stops at too.
     assert_eq!(config.eos_token_ids, [2, 0]);
@@ -61,12 +61,12 @@ fn a_file_that_says_the_least_gets_the_defaults() {
     let config = read(&gguf()).unwrap();
     assert_eq!((config.head_dim, config.vocab_size), (8, 10));
     assert_eq!((config.rope.base, config.rope.dimension_count), (10_000.0, 8));
-    assert!(config.tie_embeddings);
+    assert_eq!(config.tie_embeddings, Some(true));
     assert_eq!(config.activation, Activation::Silu);
     assert_eq!((config.eos_token_ids.as_slice(), config.chat_template), (&[][..], None));
     let config = read(&gguf().without("llama.attention.head_count_kv").zeros("output.weight", &[10, 64])).unwrap();
     assert_eq!(config.kv_heads, 8);
-    assert!(!config.tie_embeddings);
+    assert_eq!(config.tie_embeddings, Some(false));
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn llama_from_json() {
     assert_eq!((config.heads, config.kv_heads, config.intermediate_size), (8, 2, 128));
     assert_eq!((config.rope.base, config.rope.style), (500_000.0, RopeStyle::Half));
     assert_eq!((config.eos_token_ids.as_slice(), config.bos_token_id), (&[2][..], Some(1)));
-    assert!(config.tie_embeddings && !config.qkv_bias);
+    assert!(config.tie_embeddings == Some(true) && !config.qkv_bias);
     assert_eq!(config.sliding_window, None);
 }
 
@@ -332,7 +332,7 @@ fn json_families_differ_where_they_must() {
     assert_eq!((gemma2.norm_weight_offset, gemma2.embedding_scale), (1.0, Some(8.0)));
     assert_eq!((gemma2.attention_scale, gemma2.final_logit_softcap), (Some(0.0625), Some(30.0)));
     assert_eq!(gemma2.sliding_layers.unwrap(), [true, false, true, false]);
-    assert!(gemma2.tie_embeddings && gemma2.activation == Activation::GeluTanh);
+    assert_eq!((gemma2.tie_embeddings, gemma2.activation), (None, Activation::GeluTanh));
     // A model that also sees keeps the decoder's fields one level down.
     let mut text = llama_json();
     text.as_object_mut().unwrap().remove("architectures");

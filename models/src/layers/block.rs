@@ -1,0 +1,69 @@
+//! The layer most decoders are made of: attention, then a feed-forward layer, each between norms.
+
+use super::attention::{Attention, HeadNorm, QkvOrder};
+use super::decoder::{Layer, Run};
+use super::feed_forward::FeedForward;
+use super::loader::LayerLoader;
+use super::norm::{Norm, NormKind};
+use crate::ModelError;
+use rill_kernels::Backend;
+
+/// How a sub-layer's output joins the residual stream.
+pub(crate) enum Join<B: Backend> {
+    Add,
+    /// Times a factor.
+    Scaled(f32),
+    /// After a norm of its own.
+    Normed {
+        weight: B::Vector,
+        eps: f32,
+    },
+}
+
+/// x + attention(norm(x)), then x + feed_forward(norm(x)).
+pub(crate) struct Block<B: Backend> {
+    pub(crate) attention_norm: Norm<B>,
+    pub(crate) attention: Attention<B>,
+    pub(crate) attention_join: Join<B>,
+    pub(crate) feed_forward_norm: Norm<B>,
+    pub(crate) feed_forward: FeedForward<B>,
+    pub(crate) feed_forward_join: Join<B>,
+}
+
+impl<B: Backend> Block<B> {
+    /// Root-mean-square norms before both sub-layers, a gated feed-forward layer or experts.
+    pub(crate) fn pre_norm(at: &mut LayerLoader<'_, '_, B>, norm: HeadNorm) -> Result<Block<B>, ModelError> {
+        let join = || at.all.config.residual_scale.map_or(Join::Add, Join::Scaled);
+        let (attention_join, feed_forward_join) = (join(), join());
+        Ok(Block {
+            attention_norm: at.norm("attn_norm", NormKind::RootMeanSquare)?,
+            attention: Attention::load(at, QkvOrder::Blocks, norm)?,
+            attention_join,
+            feed_forward_norm: at.norm("ffn_norm", NormKind::RootMeanSquare)?,
+            feed_forward: FeedForward::load(at)?,
+            feed_forward_join,
+        })
+    }
+}
+
+impl<B: Backend> Join<B> {
+    /// Through the norm called `part`.
+    pub(crate) fn normed(at: &mut LayerLoader<'_, '_, B>, part: &str) -> Result<Join<B>, ModelError> {
+        let config = at.config();
+        Ok(Join::Normed { weight: at.norm_weight(part, config.hidden_size)?, eps: config.norm_eps })
+    }
+}
+
+impl<B: Backend> Layer<B> for Block<B> {
+    fn attention(&mut self) -> &mut Attention<B> {
+        &mut self.attention
+    }
+
+    fn forward(&self, run: &mut Run<'_, B>) {
+        let form = self.attention.form(run.backend);
+        self.attention_norm.read(run.backend, run.residual, None, (run.rows, form));
+        self.attention.run(run);
+        run.join(&self.attention.output, &self.attention_join);
+        self.feed_forward.run(run, &self.feed_forward_norm, &self.feed_forward_join);
+    }
+}

@@ -1,0 +1,59 @@
+//! A linear layer with or without a bias.
+
+use crate::ModelError;
+use crate::weights::Matrix;
+use rill_kernels::{Backend, Form};
+
+/// x · Wᵀ + b; several matrices side by side count as one.
+pub(crate) struct Dense<B: Backend> {
+    weights: B::Linear,
+    bias: Option<B::Vector>,
+}
+
+impl<B: Backend> Dense<B> {
+    pub(crate) fn new(
+        backend: &mut B,
+        parts: &[Matrix<'_>],
+        bias: Option<Vec<f32>>,
+    ) -> Result<Dense<B>, ModelError> {
+        let stored: Vec<_> = parts.iter().map(Matrix::stored).collect();
+        let weights = backend.load_linear(&stored).map_err(|error| ModelError::Unsupported(error.to_string()))?;
+        Ok(Dense { weights, bias: bias.map(|values| backend.load_vector(&values)) })
+    }
+
+    /// The form of rows it reads.
+    pub(crate) fn form(&self, backend: &B) -> Form {
+        backend.form(&self.weights)
+    }
+
+    /// `out` = the layer's output.
+    pub(crate) fn run(&self, backend: &mut B, x: &B::Rows, out: &mut B::Matrix) {
+        backend.linear(&self.weights, x, out);
+        if let Some(bias) = &self.bias {
+            backend.add_bias(out, bias);
+        }
+    }
+
+    /// `out` += the layer's output.
+    pub(crate) fn add(&self, backend: &mut B, x: &B::Rows, out: &mut B::Matrix) {
+        backend.linear_add(&self.weights, x, out);
+        if let Some(bias) = &self.bias {
+            backend.add_bias(out, bias);
+        }
+    }
+
+    /// The output plus `bias`, where there is one, in host memory, rows one after another.
+    pub(crate) fn logits(&self, backend: &mut B, x: &B::Rows, out: &mut Vec<f32>, bias: &[f32]) {
+        backend.logits(&self.weights, x, out);
+        if !bias.is_empty() {
+            for row in out.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            }
+        }
+    }
+
+    /// Row `ids[r]` of the weights: the layer as a table.
+    pub(crate) fn look_up(&self, backend: &mut B, ids: &[u32], scale: f32, out: &mut B::Matrix) {
+        backend.embed(&self.weights, ids, scale, out);
+    }
+}
