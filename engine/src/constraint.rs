@@ -114,6 +114,11 @@ impl Grammar {
     }
 }
 
+/// A regular expression as it is written between slashes in a grammar. Classes such as `\d` are Unicode's.
+pub fn regex_in_grammar(regex: &str) -> String {
+    llguidance::regex_to_lark(regex, "")
+}
+
 /// The tokens a grammar allows next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenMask(SimpleVob);

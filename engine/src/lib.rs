@@ -22,7 +22,7 @@ pub mod step_loop;
 mod stop;
 
 pub use config::{ConfigError, EngineConfig};
-pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask};
+pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask, regex_in_grammar};
 pub use detokenizer::{Detokenizer, TokenText};
 pub use handle::{EngineHandle, EventStream, Health, SubmitError};
 pub use request::{

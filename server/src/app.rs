@@ -18,6 +18,7 @@ use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
+use crate::grammars::Grammars;
 use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
 use crate::routes;
@@ -55,6 +56,7 @@ pub struct Serving {
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
     pub eos_token_ids: Vec<u32>,
+    pub grammars: Arc<Grammars>,
     /// Unix seconds.
     pub created_s: u64,
     /// Changes when the same seed may give other tokens: another version or model.

@@ -19,6 +19,7 @@ use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
 use crate::config::{ConfigError, Machine, ServeConfig};
 use crate::fetch_progress::TerminalProgress;
+use crate::grammars::Grammars;
 use crate::listen;
 use crate::prompt::PromptEncoder;
 
@@ -201,6 +202,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let serving = Serving {
         engine,
         names,
+        grammars: Arc::new(Grammars::new(tokenizer.clone(), shape.vocab_size, model_config.eos_token_ids.clone())),
         prompts: PromptEncoder::new(tokenizer, context_len),
         template,
         eos_token_ids: model_config.eos_token_ids,

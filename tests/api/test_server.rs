@@ -9,6 +9,7 @@ use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router};
 use rill_server::auth::ApiKeys;
 use rill_server::body::BodyLimits;
 use rill_server::chat_template::ChatTemplate;
+use rill_server::grammars::Grammars;
 use rill_server::listen::{self, ListenLimits};
 use rill_server::prompt::PromptEncoder;
 use rill_tests::http::{self, Response};
@@ -104,6 +105,7 @@ impl TestServer {
             prompts: PromptEncoder::new(tokenizer(), self.engine.config().context_len),
             template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
             eos_token_ids: vec![IM_END],
+            grammars: Arc::new(Grammars::new(tokenizer(), self.engine.vocab_size(), vec![IM_END])),
             created_s: 1,
             fingerprint: "rill_test".to_owned(),
         });

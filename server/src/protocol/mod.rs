@@ -7,6 +7,7 @@ pub mod logprobs;
 pub mod models;
 pub mod prompt;
 pub mod sampling;
+pub mod structured;
 pub mod tokenize;
 pub mod unsupported;
 pub mod usage;

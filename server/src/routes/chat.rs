@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
-use super::{choices_of, new_id, over_text, parse_generation, prompt_error};
+use super::{choices_of, grammar_for, new_id, over_text, parse_generation, prompt_error};
 use crate::app::{AppState, Serving, unix_seconds};
 use crate::body::JsonBytes;
 use crate::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
@@ -50,10 +50,12 @@ pub async fn chat_completions(
     let ids = chat.encode(&serving, own.add_special_tokens.unwrap_or(false)).await?;
     let max_tokens = validate::max_tokens_for("messages", &options, ids.len(), None, &serving.limits())?;
 
+    let grammar = grammar_for(&serving, &shared).await?;
+
     let n = options.n;
     let id = new_id("chatcmpl")?;
     let created_s = unix_seconds();
-    let requests = choices_of(ids, max_tokens, &options, top_logprobs, options.prompt_logprobs).collect();
+    let requests = choices_of(ids, max_tokens, &options, top_logprobs, options.prompt_logprobs, grammar.as_ref()).collect();
     let generation = Generation::submit(&serving.engine, requests)?;
     let top_logprobs = top_logprobs.map(|top| top as usize);
     if options.stream {

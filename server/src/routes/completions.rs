@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use rill_engine::GenerateRequest;
 
-use super::{choices_of, new_id, over_text, parse_generation, prompt_error};
+use super::{choices_of, grammar_for, new_id, over_text, parse_generation, prompt_error};
 use crate::app::{AppState, Serving, unix_seconds};
 use crate::body::JsonBytes;
 use crate::generation::{Generation, Outcome, finish_reason};
@@ -44,6 +44,7 @@ pub async fn completions(
     }
     validate::choices(prompts.len(), n)?;
 
+    let grammar = grammar_for(&serving, &shared).await?;
     let echo = own.echo.unwrap_or(false);
     let encoded = encode(&serving, prompts, own.add_special_tokens.unwrap_or(true)).await?;
     let prompt_logprobs = if echo { options.prompt_logprobs.max(logprobs) } else { options.prompt_logprobs };
@@ -57,7 +58,7 @@ pub async fn completions(
             let text = text.unwrap_or_else(|| serving.tokenizer().decode(&ids, skip_special));
             echoes.push(Echo { text, ids: ids.clone() });
         }
-        requests.extend(choices_of(ids, max_tokens, &options, logprobs, prompt_logprobs));
+        requests.extend(choices_of(ids, max_tokens, &options, logprobs, prompt_logprobs, grammar.as_ref()));
     }
 
     let count = requests.len();
