@@ -92,11 +92,7 @@ impl GrammarCompiler {
     /// A grammar that is malformed, uses what is not implemented, can match nothing, or is too large.
     pub fn compile(&self, grammar: &str) -> Result<Grammar, GrammarError> {
         let grammar = TopLevelGrammar::from_lark(grammar.to_owned());
-        let parser = self.factory.create_parser(grammar).map_err(|error| {
-            let text = format!("{error:#}");
-            // A defect's backtrace is for nobody outside.
-            GrammarError(text.split("\n<").next().unwrap_or_default().trim().to_owned())
-        })?;
+        let parser = self.factory.create_parser(grammar).map_err(|error| GrammarError(reason(&error)))?;
         let end_tokens = self.factory.tok_env().tok_trie().eos_tokens().into();
         let grammar = Grammar { parser: Arc::new(parser), end_tokens };
         // A grammar that no token can begin is found here and not in the engine.
@@ -231,10 +227,19 @@ fn compute(matcher: &mut Matcher) -> Result<TokenMask, String> {
     matcher.compute_mask().map(TokenMask).map_err(|error| reason(&error))
 }
 
-/// What of an llguidance error concerns whoever wrote the grammar.
+/// What of an llguidance error concerns whoever wrote the grammar: neither the grammar itself nor a backtrace.
 fn reason(error: &dyn std::fmt::Display) -> String {
-    let text = error.to_string();
-    format!("the grammar cannot be followed: {}", text.split("\n<").next().unwrap_or_default().trim())
+    const CHARS_MAX: usize = 400;
+    let text = format!("{error:#}");
+    let is_quotation = |line: &&str| {
+        line.starts_with('<') || line.trim_start().split_once(" |").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+    };
+    let lines: Vec<&str> = text.lines().take_while(|line| !is_quotation(line)).map(str::trim).collect();
+    let told: String = lines.join(" ").chars().take(CHARS_MAX).collect();
+    match told.as_str() {
+        "NoExtensionBias" => "no token can follow".to_owned(),
+        _ => told,
+    }
 }
 
 /// The thread "rill-mask": computes masks while the forward pass runs. Ends when dropped.

@@ -9,5 +9,6 @@ mod overload;
 mod routes;
 mod scripted_runner;
 mod streams;
+mod structured;
 mod test_server;
 mod tiny_tokenizer;
