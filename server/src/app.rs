@@ -21,7 +21,9 @@ use crate::drain::{Drain, InFlight};
 use crate::grammars::Grammars;
 use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
+use crate::reasoning::ReasoningFormat;
 use crate::routes;
+use crate::tools::ToolFormat;
 use crate::validate::ModelLimits;
 
 /// Seconds after which a client may find a loading or draining server's successor ready.
@@ -56,6 +58,10 @@ pub struct Serving {
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
     pub eos_token_ids: Vec<u32>,
+    /// How the model writes calls.
+    pub tool_format: ToolFormat,
+    /// How it marks thoughts, if it has any.
+    pub reasoning: Option<ReasoningFormat>,
     pub grammars: Arc<Grammars>,
     /// Unix seconds.
     pub created_s: u64,

@@ -12,6 +12,7 @@ use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
 use crate::cli::serve::ServeFlags;
 use crate::listen::ListenLimits;
+use crate::tools::ToolFormat;
 
 /// Request bodies arrive within this.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
@@ -44,6 +45,17 @@ pub struct ServeConfig {
     /// In place of the model's own.
     pub chat_template: Option<PathBuf>,
     pub device: Device,
+    pub tool_call_parser: Option<ToolFormat>,
+    pub reasoning_parser: Option<ReasoningParser>,
+}
+
+/// How thoughts are told from answers, where it is not left to the chat template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReasoningParser {
+    None,
+    #[value(alias = "deepseek_r1", alias = "qwen3")]
+    Think,
+    Mistral,
 }
 
 /// What the engine may use; sizes that depend on the model are worked out when it is loaded.
@@ -184,6 +196,8 @@ impl ServeConfig {
             drain_time_max: Duration::from_secs(flags.drain_timeout),
             chat_template: flags.chat_template,
             device: flags.device,
+            tool_call_parser: flags.tool_call_parser,
+            reasoning_parser: flags.reasoning_parser,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! rill as a library: what the binary and the tests share.
 
+pub mod answer;
 pub mod app;
 pub mod auth;
 pub mod body;
@@ -16,8 +17,10 @@ pub mod logprob_format;
 pub mod messages;
 pub mod prompt;
 pub mod protocol;
+pub mod reasoning;
 pub mod routes;
 pub mod sse;
 pub mod start;
 pub mod structured;
+pub mod tools;
 pub mod validate;

@@ -13,6 +13,7 @@ use futures_util::stream;
 use rill_engine::{Event, TokenLogprobs};
 use serde::Serialize;
 
+use crate::answer::{AnswerFormat, AnswerReader, Piece};
 use crate::app::Serving;
 use crate::drain::InFlight;
 use crate::generation::{Generation, finish_reason};
@@ -45,6 +46,7 @@ pub enum StreamKind {
     Chat {
         /// Alternatives a token; `None` without log-probabilities.
         top_logprobs: Option<usize>,
+        answers: AnswerFormat,
     },
 }
 
@@ -63,15 +65,18 @@ pub struct FrameWriter {
     n: usize,
     include_usage: bool,
     usage: UsageBody,
-    /// For each choice: has it begun, and how many characters has it shown.
+    /// For each choice: how far it is.
     choices: Vec<Progress>,
     buffer: BytesMut,
 }
 
-#[derive(Default, Clone)]
+#[derive(Default)]
 struct Progress {
     begun: bool,
+    /// Characters shown.
     chars: usize,
+    /// What finds thoughts and calls in the text, if anything is to.
+    reader: Option<AnswerReader>,
 }
 
 impl FrameWriter {
@@ -102,6 +107,11 @@ impl FrameWriter {
             model: head.model,
             system_fingerprint: head.fingerprint,
         };
+        let reader = |index| match &kind {
+            StreamKind::Chat { answers, .. } if !answers.is_plain() => Some(answers.reader(index)),
+            _ => None,
+        };
+        let choices = (0..choices).map(|index| Progress { reader: reader(index), ..Progress::default() }).collect();
         let mut text = serde_json::to_string(&common).unwrap_or_default();
         text.pop();
         FrameWriter {
@@ -111,7 +121,7 @@ impl FrameWriter {
             n,
             include_usage,
             usage: UsageBody::default(),
-            choices: vec![Progress::default(); choices],
+            choices,
             buffer: BytesMut::with_capacity(1024),
         }
     }
@@ -127,13 +137,20 @@ impl FrameWriter {
             Event::Finished { reason, usage } => {
                 self.begin(index, &[]);
                 self.usage.add(usage, index.is_multiple_of(self.n));
+                let mut ended = finish_reason(reason);
+                if let Some(mut reader) = self.choices[index].reader.take() {
+                    for piece in reader.finish() {
+                        self.piece(index, &piece, &[]);
+                    }
+                    ended = reader.finish_reason(ended);
+                }
                 let body = match self.kind {
                     StreamKind::Completion { .. } => "\"text\":\"\"",
                     StreamKind::Chat { .. } => "\"delta\":{}",
                 };
                 self.open(index);
                 self.raw(body);
-                self.close(Some(finish_reason(reason)), |buffer| buffer.put_slice(b"null"));
+                self.close(Some(ended), |buffer| buffer.put_slice(b"null"));
             }
             Event::Failed { kind, message } => {
                 self.error(&ApiError::failed(kind, message));
@@ -214,6 +231,17 @@ impl FrameWriter {
         if text.is_empty() && logprobs.is_empty() {
             return;
         }
+        if let Some(reader) = &mut self.choices[index].reader {
+            let mut logprobs = logprobs;
+            for piece in reader.push(text) {
+                self.piece(index, &piece, std::mem::take(&mut logprobs));
+            }
+            // Tokens that show nothing yet still have their probabilities told.
+            if !logprobs.is_empty() {
+                self.piece(index, &Piece::Content(String::new()), logprobs);
+            }
+            return;
+        }
         self.open(index);
         match self.kind {
             StreamKind::Completion { logprobs: wanted, skip_special, .. } => {
@@ -230,14 +258,53 @@ impl FrameWriter {
                 });
                 self.close(None, |buffer| write_json(buffer, &shown));
             }
-            StreamKind::Chat { top_logprobs } => {
+            StreamKind::Chat { .. } => {
                 self.raw("\"delta\":{\"content\":");
                 write_json(&mut self.buffer, text);
                 self.raw("}");
-                let shown = top_logprobs.map(|top| logprob_format::chat(self.serving.tokenizer(), logprobs, top));
-                self.close(None, |buffer| write_json(buffer, &shown));
+                self.close_chat(logprobs);
             }
         }
+    }
+
+    /// One frame of a chat answer's part.
+    fn piece(&mut self, index: usize, piece: &Piece, logprobs: &[TokenLogprobs]) {
+        self.open(index);
+        self.raw("\"delta\":{");
+        match piece {
+            Piece::Reasoning(text) => {
+                self.raw("\"reasoning_content\":");
+                write_json(&mut self.buffer, text);
+            }
+            Piece::Content(text) => {
+                self.raw("\"content\":");
+                write_json(&mut self.buffer, text);
+            }
+            Piece::Call { index, id, name } => {
+                let function = serde_json::json!({"name": name, "arguments": ""});
+                let call = serde_json::json!([{"index": index, "id": id, "type": "function", "function": function}]);
+                self.raw("\"tool_calls\":");
+                write_json(&mut self.buffer, &call);
+            }
+            Piece::Arguments { index, text } => {
+                let call = serde_json::json!([{"index": index, "function": {"arguments": text}}]);
+                self.raw("\"tool_calls\":");
+                write_json(&mut self.buffer, &call);
+            }
+        }
+        self.raw("}");
+        self.close_chat(logprobs);
+    }
+
+    fn close_chat(&mut self, logprobs: &[TokenLogprobs]) {
+        let top = match self.kind {
+            StreamKind::Chat { top_logprobs, .. } => top_logprobs,
+            StreamKind::Completion { .. } => None,
+        };
+        let shown = top
+            .filter(|_| !logprobs.is_empty())
+            .map(|top| logprob_format::chat(self.serving.tokenizer(), logprobs, top));
+        self.close(None, |buffer| write_json(buffer, &shown));
     }
 
     fn open(&mut self, index: usize) {

@@ -6,6 +6,7 @@ use crate::protocol::ApiError;
 use crate::protocol::error::shorten;
 use crate::protocol::sampling::SharedFields;
 use crate::protocol::structured::{ResponseFormat, StructuredOutputs};
+use crate::reasoning::ReasoningFormat;
 
 pub const GRAMMAR_BYTES_MAX: usize = 256 << 10;
 pub const CHOICES_MAX: usize = 4096;
@@ -87,7 +88,7 @@ fn of_response_format(format: &ResponseFormat) -> Result<Option<GrammarText>, Ap
             ));
         }
     };
-    let text = format!("start: {}", json_term(PARAM, &schema, &Spacing::default())?);
+    let text = format!("start: {}", json_term(PARAM, &schema, Spacing::default())?);
     sized(PARAM, text).map(Some)
 }
 
@@ -118,12 +119,13 @@ fn of_outputs(
     if outputs.disable_additional_properties == Some(true) {
         return Err(ApiError::unsupported("structured_outputs.disable_additional_properties"));
     }
-    let spacing = Spacing {
-        none: outputs.disable_any_whitespace == Some(true),
-        pattern: outputs.whitespace_pattern.as_deref(),
+    let spacing = match (outputs.disable_any_whitespace, &outputs.whitespace_pattern) {
+        (Some(true), _) => Spacing::None,
+        (_, Some(pattern)) => Spacing::Pattern(pattern),
+        _ => Spacing::Free,
     };
     if let Some(schema) = &outputs.json {
-        let text = format!("start: {}", json_term(param(0), schema, &spacing)?);
+        let text = format!("start: {}", json_term(param(0), schema, spacing)?);
         return sized(param(0), text).map(Some);
     }
     if let Some(regex) = &outputs.regex {
@@ -136,22 +138,28 @@ fn of_outputs(
         return sized(param(3), crate::gbnf::to_lark(grammar)).map(Some);
     }
     if outputs.json_object == Some(true) {
-        let text = format!("start: {}", json_term(params[0], &json!({"type": "object"}), &spacing)?);
+        let text = format!("start: {}", json_term(params[0], &json!({"type": "object"}), spacing)?);
         return sized(params[0], text).map(Some);
     }
     Ok(None)
 }
 
 /// How a JSON document may be spaced.
-#[derive(Debug, Default)]
-pub struct Spacing<'a> {
-    pub none: bool,
+#[derive(Debug, Default, Clone, Copy)]
+pub enum Spacing<'a> {
+    /// As people indent.
+    #[default]
+    Free,
+    /// Not at all.
+    None,
+    /// One space after each comma and colon, as most models learnt to write calls.
+    AfterSeparators,
     /// A regular expression for the space between parts.
-    pub pattern: Option<&'a str>,
+    Pattern(&'a str),
 }
 
 /// The grammar term for documents that match `schema`: an object, a boolean, or JSON text of one.
-pub fn json_term(param: &str, schema: &Value, spacing: &Spacing) -> Result<String, ApiError> {
+pub fn json_term(param: &str, schema: &Value, spacing: Spacing) -> Result<String, ApiError> {
     let mut schema = match schema {
         Value::Object(fields) => fields.clone(),
         Value::Bool(true) => Map::new(),
@@ -164,10 +172,13 @@ pub fn json_term(param: &str, schema: &Value, spacing: &Spacing) -> Result<Strin
         },
         _ => return Err(not_a_schema(param)),
     };
-    let options = if spacing.none {
-        json!({"whitespace_flexible": false})
-    } else {
-        json!({"whitespace_pattern": spacing.pattern.unwrap_or(WHITESPACE)})
+    let options = match spacing {
+        Spacing::Free => json!({"whitespace_pattern": WHITESPACE}),
+        Spacing::None => json!({"whitespace_flexible": false}),
+        Spacing::AfterSeparators => {
+            json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "})
+        }
+        Spacing::Pattern(pattern) => json!({"whitespace_pattern": pattern}),
     };
     schema.insert("x-guidance".to_owned(), options);
     Ok(format!("%json {}", Value::Object(schema)))
@@ -217,6 +228,22 @@ pub fn literal(text: &str) -> String {
 fn is_name(name: &str) -> bool {
     (1..=SCHEMA_NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// The same after thoughts: compulsory where the prompt has `opened` them, as the model likes otherwise.
+pub fn after_thoughts(grammar: GrammarText, format: ReasoningFormat, opened: bool) -> GrammarText {
+    let (open, close) = (literal(format.open()), regex_escaped(format.close()));
+    let start = if opened { "thoughts answer".to_owned() } else { format!("({open} thoughts)? answer") };
+    let text = format!(
+        "start: {start}\nthoughts[lazy]: /(?s:.*){close}[ \\n]{{0,4}}/\nanswer: %lark {{\n{}\n}}\n",
+        grammar.text
+    );
+    GrammarText { text, ..grammar }
+}
+
+/// `text` as a regular expression between slashes.
+fn regex_escaped(text: &str) -> String {
+    text.chars().flat_map(|c| (!c.is_ascii_alphanumeric()).then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// A grammar within the limit.

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Json;
@@ -7,7 +8,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
-use super::{choices_of, grammar_for, new_id, over_text, parse_generation, prompt_error};
+use super::{choices_of, new_id, over_text, parse_generation, prompt_error};
+use crate::answer::AnswerFormat;
 use crate::app::{AppState, Serving, unix_seconds};
 use crate::body::JsonBytes;
 use crate::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
@@ -15,9 +17,15 @@ use crate::generation::{Generation, finish_reason};
 use crate::logprob_format;
 use crate::messages;
 use crate::protocol::ApiError;
-use crate::protocol::chat::{ChatChoice, ChatFields, ChatResponse, Message, ReplyMessage};
+use crate::protocol::chat::{ChatChoice, ChatFields, ChatResponse, Message};
+use crate::protocol::sampling::SharedFields;
 use crate::protocol::usage::UsageBody;
+use crate::reasoning::ReasoningFormat;
 use crate::sse::{self, FrameWriter, StreamHead, StreamKind};
+use crate::structured::{self, GrammarText};
+use crate::tools::Tools;
+use crate::tools::grammar::of_forced_calls;
+use crate::tools::prompt::{describe, flatten};
 use crate::validate;
 
 pub async fn chat_completions(
@@ -28,15 +36,17 @@ pub async fn chat_completions(
     let (shared, own) = parse_generation::<ChatFields>(&body)?;
     drop(body);
     let model = serving.model_name(shared.model.as_deref())?.to_owned();
-    let options = validate::shared(&shared, &serving.limits())?;
+    let mut options = validate::shared(&shared, &serving.limits())?;
     let top_logprobs = top_logprobs(&own)?;
-    refuse_tool_calls(&own)?;
+    let tools = Tools::new(own.tools.as_deref(), own.tool_choice.as_ref(), own.parallel_tool_calls)?;
     if own.echo == Some(true) {
         return Err(ApiError::unsupported("echo"));
     }
     let chat = ChatPrompt::new(
         own.messages.as_deref().unwrap_or_default(),
         ChatPromptFields {
+            // Without a place for them in the template they are described only where they may be called.
+            describe_tools: tools.is_some(),
             tools: own.tools,
             documents: own.documents,
             add_generation_prompt: own.add_generation_prompt,
@@ -50,7 +60,20 @@ pub async fn chat_completions(
     let ids = chat.encode(&serving, own.add_special_tokens.unwrap_or(false)).await?;
     let max_tokens = validate::max_tokens_for("messages", &options, ids.len(), None, &serving.limits())?;
 
-    let grammar = grammar_for(&serving, &shared).await?;
+    let reasoning = serving.reasoning.map(|format| (format, ends_with(&serving, &ids, format.open())));
+    let grammar = match answer_grammar(&serving, &shared, tools.as_ref(), reasoning)? {
+        Some(grammar) => Some(serving.grammars.compile(&grammar).await?),
+        None => None,
+    };
+    // A marker that is a control token must stay in the text to be found.
+    let markers = [
+        tools.as_ref().and_then(|_| serving.tool_format.marker()),
+        reasoning.map(|(format, _)| format.close()),
+    ];
+    if markers.into_iter().flatten().any(|marker| control_id(&serving, marker).is_some()) {
+        options.stop.skip_special_tokens = false;
+    }
+    let answers = AnswerFormat::new(reasoning, tools.as_ref(), serving.tool_format)?;
 
     let n = options.n;
     let id = new_id("chatcmpl")?;
@@ -60,7 +83,7 @@ pub async fn chat_completions(
     let top_logprobs = top_logprobs.map(|top| top as usize);
     if options.stream {
         let head = StreamHead { id: &id, created_s, model: &model, fingerprint: &serving.fingerprint };
-        let kind = StreamKind::Chat { top_logprobs };
+        let kind = StreamKind::Chat { top_logprobs, answers };
         let writer = FrameWriter::new(serving.clone(), &head, kind, n, n, options.include_usage);
         return sse::respond(generation, writer, in_flight).await;
     }
@@ -75,11 +98,12 @@ pub async fn chat_completions(
     let mut choices = Vec::with_capacity(n);
     for (index, outcome) in outcomes.into_iter().enumerate() {
         usage.add(outcome.usage, index == 0);
+        let (message, finish_reason) = answers.message(index, &outcome.text, finish_reason(outcome.reason));
         choices.push(ChatChoice {
             index,
-            message: ReplyMessage { role: "assistant", content: outcome.text, refusal: None },
+            message,
             logprobs: top_logprobs.map(|top| logprob_format::chat(tokenizer, &outcome.logprobs, top)),
-            finish_reason: finish_reason(outcome.reason),
+            finish_reason,
         });
     }
     let response = ChatResponse {
@@ -105,24 +129,49 @@ fn top_logprobs(fields: &ChatFields) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// Tools may be shown to the model, but calls are not parsed yet: only `tool_choice: "none"` is honest.
-fn refuse_tool_calls(fields: &ChatFields) -> Result<(), ApiError> {
-    let choice = fields.tool_choice.as_ref();
-    let none = choice.is_some_and(|choice| choice == "none");
-    let has_tools = fields.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-    if has_tools && !none {
-        return Err(ApiError::unsupported_value("tools", "tools other than with tool_choice `none`"));
+/// What the answer must match: a forced call, or what the request says, thoughts before it aside.
+fn answer_grammar(
+    serving: &Serving,
+    fields: &SharedFields,
+    tools: Option<&Tools>,
+    reasoning: Option<(ReasoningFormat, bool)>,
+) -> Result<Option<GrammarText>, ApiError> {
+    let asked = structured::grammar_of(fields)?;
+    let marker_id = serving.tool_format.marker().and_then(|marker| control_id(serving, marker));
+    let forced = match tools {
+        Some(tools) => of_forced_calls(tools, serving.tool_format, marker_id)?,
+        None => None,
+    };
+    if let (Some(asked), Some(_)) = (&asked, &forced) {
+        return Err(ApiError::invalid(
+            asked.param,
+            format!("{} may not go with a tool_choice that forces calls", asked.param),
+        ));
     }
-    if choice.is_some_and(|choice| choice != "none" && choice != "auto") {
-        return Err(ApiError::unsupported("tool_choice"));
-    }
-    Ok(())
+    Ok(forced.or(asked).map(|grammar| match reasoning {
+        Some((format, opened)) => structured::after_thoughts(grammar, format, opened),
+        None => grammar,
+    }))
+}
+
+/// The id of a control token spelled so.
+fn control_id(serving: &Serving, spelling: &str) -> Option<u32> {
+    let tokenizer = serving.tokenizer();
+    tokenizer.token_id(spelling).filter(|&id| tokenizer.is_special(id))
+}
+
+/// Whether a prompt ends with `text`, white space aside.
+fn ends_with(serving: &Serving, ids: &[u32], text: &str) -> bool {
+    let tail = ids.len().saturating_sub(text.len() + 8);
+    serving.tokenizer().decode(&ids[tail..], false).trim_end().ends_with(text)
 }
 
 /// The fields that shape a chat's prompt, as sent.
 #[derive(Default)]
 pub struct ChatPromptFields {
     pub tools: Option<Vec<Value>>,
+    /// Describe the tools in the system message if the template does not show them.
+    pub describe_tools: bool,
     pub documents: Option<Vec<Value>>,
     pub add_generation_prompt: Option<bool>,
     pub continue_final_message: Option<bool>,
@@ -179,9 +228,17 @@ impl ChatPrompt {
                 "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE",
             ));
         };
+        let mut messages = Cow::Borrowed(&self.messages);
+        if !template.writes_calls() {
+            flatten(messages.to_mut());
+        }
+        let tools = self.fields.tools.as_deref().filter(|tools| !tools.is_empty());
+        if let (Some(tools), true) = (tools, self.fields.describe_tools && !template.shows_tools()) {
+            describe(messages.to_mut(), tools);
+        }
         let input = RenderInput {
-            messages: &self.messages,
-            tools: self.fields.tools.as_deref().filter(|tools| !tools.is_empty()),
+            messages: &messages,
+            tools,
             documents: self.fields.documents.as_deref(),
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message,

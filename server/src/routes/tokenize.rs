@@ -30,6 +30,7 @@ pub async fn tokenize(
         }
         (None, Some(messages)) => {
             let fields = ChatPromptFields {
+                describe_tools: request.tools.is_some(),
                 tools: request.tools,
                 documents: None,
                 add_generation_prompt: request.add_generation_prompt,
