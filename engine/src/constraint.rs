@@ -232,7 +232,8 @@ fn reason(error: &dyn std::fmt::Display) -> String {
     const CHARS_MAX: usize = 400;
     let text = format!("{error:#}");
     let is_quotation = |line: &&str| {
-        line.starts_with('<') || line.trim_start().split_once(" |").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
+        line.starts_with('<')
+            || line.trim_start().split_once(" |").is_some_and(|(number, _)| number.parse::<u32>().is_ok())
     };
     let lines: Vec<&str> = text.lines().take_while(|line| !is_quotation(line)).map(str::trim).collect();
     let told: String = lines.join(" ").chars().take(CHARS_MAX).collect();

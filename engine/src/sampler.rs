@@ -367,7 +367,9 @@ mod tests {
             let mut counts: HashMap<u32, u32> = HashMap::new();
             let mut sampler = Sampler::default();
             for index in 0..draws {
-                *counts.entry(sampler.sample(&row, &params, &none(), RuledOut::default(), index).unwrap()).or_default() += 1;
+                *counts
+                    .entry(sampler.sample(&row, &params, &none(), RuledOut::default(), index).unwrap())
+                    .or_default() += 1;
             }
             for token in counts.keys() {
                 assert!(want.iter().any(|w| w.0 == *token), "{token} should have been cut: {params:?}");
@@ -388,7 +390,9 @@ mod tests {
             let mut history = TokenHistory::new(&params, &[3]);
             generated.iter().for_each(|&token| history.push(token));
             let logits = [1.0, 2.0, 3.0, 4.0, -1.0];
-            let got = Sampler::default().sample(&logits, &params, &history, RuledOut { tokens: masked, mask: None }, 0).unwrap();
+            let got = Sampler::default()
+                .sample(&logits, &params, &history, RuledOut { tokens: masked, mask: None }, 0)
+                .unwrap();
             assert_eq!(got, want, "{params:?}");
         };
         check(&|_| (), &[], &[], 3);
@@ -405,8 +409,14 @@ mod tests {
     #[test]
     fn a_row_without_numbers_is_an_error() {
         let mut sampler = Sampler::default();
-        assert_eq!(sampler.sample(&[0.0, f32::NAN], &params(), &none(), RuledOut::default(), 0), Err(RowError::NotFinite));
-        assert_eq!(sampler.sample(&[0.0, 1.0], &params(), &none(), RuledOut { tokens: &[0, 1], mask: None }, 0), Err(RowError::AllMasked));
+        assert_eq!(
+            sampler.sample(&[0.0, f32::NAN], &params(), &none(), RuledOut::default(), 0),
+            Err(RowError::NotFinite)
+        );
+        assert_eq!(
+            sampler.sample(&[0.0, 1.0], &params(), &none(), RuledOut { tokens: &[0, 1], mask: None }, 0),
+            Err(RowError::AllMasked)
+        );
         assert_eq!(sampler.logprobs(&[f32::NAN], 0, 1), Err(RowError::NotFinite));
     }
 

@@ -29,8 +29,15 @@ pub enum Piece {
     Reasoning(String),
     Content(String),
     /// Call number `index` begins.
-    Call { index: usize, id: String, name: String },
-    Arguments { index: usize, text: String },
+    Call {
+        index: usize,
+        id: String,
+        name: String,
+    },
+    Arguments {
+        index: usize,
+        text: String,
+    },
 }
 
 /// Reads one choice's text.

@@ -72,7 +72,8 @@ impl Grammars {
 
     /// The compiled grammar, within a second or not at all.
     pub async fn compile(self: &Arc<Self>, grammar: &GrammarText) -> Result<Grammar, ApiError> {
-        let refused = |error: GrammarError| ApiError::invalid(grammar.param, format!("{}: {error}", grammar.param));
+        let refused =
+            |error: GrammarError| ApiError::invalid(grammar.param, format!("{}: {error}", grammar.param));
         let kept = self.kept().get(&grammar.text);
         if let Some(result) = kept {
             return result.map_err(refused);

@@ -148,7 +148,10 @@ impl PromptEncoder {
             .collect();
         let tools: Option<Vec<Value>> =
             input.tools.map(|tools| tools.iter().map(|tool| with_strings(tool, &mut mark)).collect());
-        let Ok(marked) = template.render(&RenderInput { messages: &messages, tools: tools.as_deref(), ..*input }) else { return Ok(None) };
+        let Ok(marked) = template.render(&RenderInput { messages: &messages, tools: tools.as_deref(), ..*input })
+        else {
+            return Ok(None);
+        };
 
         let mut ranges = Vec::new();
         let mut restored = String::with_capacity(text.len());

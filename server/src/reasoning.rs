@@ -12,7 +12,9 @@ pub enum ReasoningFormat {
 impl ReasoningFormat {
     /// What `template` makes its model do, if it mentions thoughts at all.
     pub fn of_template(template: &str) -> Option<ReasoningFormat> {
-        [ReasoningFormat::Think, ReasoningFormat::Mistral].into_iter().find(|format| template.contains(format.open()))
+        [ReasoningFormat::Think, ReasoningFormat::Mistral]
+            .into_iter()
+            .find(|format| template.contains(format.open()))
     }
 
     pub fn open(self) -> &'static str {

@@ -111,7 +111,8 @@ impl FrameWriter {
             StreamKind::Chat { answers, .. } if !answers.is_plain() => Some(answers.reader(index)),
             _ => None,
         };
-        let choices = (0..choices).map(|index| Progress { reader: reader(index), ..Progress::default() }).collect();
+        let choices =
+            (0..choices).map(|index| Progress { reader: reader(index), ..Progress::default() }).collect();
         let mut text = serde_json::to_string(&common).unwrap_or_default();
         text.pop();
         FrameWriter {
@@ -282,7 +283,8 @@ impl FrameWriter {
             }
             Piece::Call { index, id, name } => {
                 let function = serde_json::json!({"name": name, "arguments": ""});
-                let call = serde_json::json!([{"index": index, "id": id, "type": "function", "function": function}]);
+                let call =
+                    serde_json::json!([{"index": index, "id": id, "type": "function", "function": function}]);
                 self.raw("\"tool_calls\":");
                 write_json(&mut self.buffer, &call);
             }

@@ -81,10 +81,7 @@ fn of_response_format(format: &ResponseFormat) -> Result<Option<GrammarText>, Ap
         other => {
             return Err(ApiError::invalid(
                 "response_format.type",
-                format!(
-                    "response_format.type must be text, json_object or json_schema, not `{}`",
-                    shorten(other)
-                ),
+                format!("response_format.type must be text, json_object or json_schema, not `{}`", shorten(other)),
             ));
         }
     };
@@ -93,10 +90,7 @@ fn of_response_format(format: &ResponseFormat) -> Result<Option<GrammarText>, Ap
 }
 
 /// `params` names the fields of the four kinds, or the one object they are all in.
-fn of_outputs(
-    outputs: &StructuredOutputs,
-    params: &[&'static str],
-) -> Result<Option<GrammarText>, ApiError> {
+fn of_outputs(outputs: &StructuredOutputs, params: &[&'static str]) -> Result<Option<GrammarText>, ApiError> {
     let param = |kind: usize| params.get(kind).copied().unwrap_or(params[0]);
     let kinds = [
         outputs.json.is_some(),
@@ -243,7 +237,7 @@ pub fn after_thoughts(grammar: GrammarText, format: ReasoningFormat, opened: boo
 
 /// `text` as a regular expression between slashes.
 fn regex_escaped(text: &str) -> String {
-    text.chars().flat_map(|c| (!c.is_ascii_alphanumeric()).then_some('\\').into_iter().chain([c])).collect()
+    text.chars().flat_map(|c| r"\/.+*?()|[]{}^$".contains(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 /// A grammar within the limit.
@@ -284,7 +278,10 @@ mod tests {
             (r#"{"guided_regex":"a\\$"}"#, Some(r"start: /a\$/")),
             (r#"{"guided_choice":["a","b\"c"]}"#, Some(r#"start: "a" | "b\"c""#)),
             (r#"{"structured_outputs":{"grammar":"start: \"x\""}}"#, Some("start: \"x\"")),
-            (r#"{"structured_outputs":{"json":{},"disable_any_whitespace":true}}"#, Some("whitespace_flexible\":false")),
+            (
+                r#"{"structured_outputs":{"json":{},"disable_any_whitespace":true}}"#,
+                Some("whitespace_flexible\":false"),
+            ),
         ] {
             match (of(json).unwrap(), part) {
                 (None, None) => {}
@@ -320,7 +317,11 @@ mod tests {
                 "guided_regex",
                 "response_format and guided_regex",
             ),
-            (r#"{"structured_outputs":{"structural_tag":{}}}"#, "structured_outputs.structural_tag", "not supported"),
+            (
+                r#"{"structured_outputs":{"structural_tag":{}}}"#,
+                "structured_outputs.structural_tag",
+                "not supported",
+            ),
         ] {
             let error = of(json).unwrap_err();
             assert_eq!((error.status.as_u16(), error.param.as_deref()), (400, Some(param)), "{json}");

@@ -12,3 +12,4 @@ mod streams;
 mod structured;
 mod test_server;
 mod tiny_tokenizer;
+mod tools;

@@ -74,13 +74,18 @@ fn every_kind_holds() {
             "start: pair+ \".\"\npair: \"<\" /[a-c]/ \">\"",
             "root ::= pair+ \".\"\npair ::= \"<\" [a-c] \">\" # GBNF",
         ] {
-            let (text, reason) = complete(&server, json!({"seed": seed, "structured_outputs": {"grammar": grammar}}));
+            let (text, reason) =
+                complete(&server, json!({"seed": seed, "structured_outputs": {"grammar": grammar}}));
             let pairs = if reason == "stop" { text.strip_suffix('.').unwrap() } else { &text };
-            assert!(pairs.len() >= 3 && pairs.bytes().enumerate().all(|(at, byte)| match at % 3 {
-                0 => byte == b'<',
-                1 => (b'a'..=b'c').contains(&byte),
-                _ => byte == b'>',
-            }), "{text}");
+            assert!(
+                pairs.len() >= 3
+                    && pairs.bytes().enumerate().all(|(at, byte)| match at % 3 {
+                        0 => byte == b'<',
+                        1 => (b'a'..=b'c').contains(&byte),
+                        _ => byte == b'>',
+                    }),
+                "{text}"
+            );
         }
     }
     // An object of whatever the runner likes: it may not find the end, but never leaves the path.
@@ -157,8 +162,14 @@ fn a_hostile_grammar_is_refused_within_a_second() {
         ("a huge repetition", json!({"guided_regex": "((a{1,1000}){1,1000}){1,1000}"})),
         ("alternatives with overlaps", json!({"guided_json": {"allOf": wide.clone(), "anyOf": wide}})),
         ("an endless string", json!({"guided_json": {"type": "string", "minLength": 1_000_000_000}})),
-        ("a wide array", json!({"guided_json": {"type": "array", "items": {"type": "integer"}, "minItems": 10_000_000}})),
-        ("nested groups", json!({"structured_outputs": {"grammar": format!("start: {}\"x\"{}", "(".repeat(20_000), ")".repeat(20_000))}})),
+        (
+            "a wide array",
+            json!({"guided_json": {"type": "array", "items": {"type": "integer"}, "minItems": 10_000_000}}),
+        ),
+        (
+            "nested groups",
+            json!({"structured_outputs": {"grammar": format!("start: {}\"x\"{}", "(".repeat(20_000), ")".repeat(20_000))}}),
+        ),
         ("left recursion", json!({"structured_outputs": {"grammar": "start: start"}})),
         ("nothing", json!({"structured_outputs": {"grammar": ""}})),
         ("not a grammar", json!({"structured_outputs": {"grammar": "\u{0}\u{0}%%%"}})),
@@ -170,7 +181,11 @@ fn a_hostile_grammar_is_refused_within_a_second() {
         let start = Instant::now();
         let response = server.post(COMPLETIONS, &json!({"prompt": "x", "max_tokens": 3, "structured_outputs": extra.get("structured_outputs"), "guided_json": extra.get("guided_json"), "guided_regex": extra.get("guided_regex")}).to_string());
         let elapsed = start.elapsed();
-        println!("{what}: {} after {elapsed:?}: {}", response.status, &response.text()[..response.text().len().min(300)]);
+        println!(
+            "{what}: {} after {elapsed:?}: {}",
+            response.status,
+            &response.text()[..response.text().len().min(300)]
+        );
         assert!(elapsed < Duration::from_secs(1), "{what}: {elapsed:?}");
         if response.status != 200 {
             assert_eq!(response.status, 400, "{what}: {}", response.text());

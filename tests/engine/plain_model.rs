@@ -56,7 +56,9 @@ pub fn run(request: &GenerateRequest, context_len: usize) -> Expected {
         let index = count as u64;
         let token = match plain_greedy(request) {
             true => argmax(&logits, masked),
-            false => sampler.sample(&logits, &request.sampling, &history, RuledOut { tokens: masked, mask: None }, index).expect("finite logits"),
+            false => sampler
+                .sample(&logits, &request.sampling, &history, RuledOut { tokens: masked, mask: None }, index)
+                .expect("finite logits"),
         };
         history.push(token);
         expected.token_ids.push(token);

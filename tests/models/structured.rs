@@ -30,7 +30,8 @@ fn all(server: &ServerProcess, requests: &[Value]) -> Vec<Value> {
                     };
                     let Some(request) = requests.get(index) else { return };
                     let path = "/v1/chat/completions";
-                    let response = http::call(server.address, "POST", path, &request.to_string()).expect("answers");
+                    let response =
+                        http::call(server.address, "POST", path, &request.to_string()).expect("answers");
                     assert_eq!(response.status, 200, "{request}: {}", response.text());
                     answers.lock().expect("not poisoned")[index] = response.json();
                 }
@@ -111,9 +112,11 @@ fn what_the_model_writes_matches() {
     let server = server();
     documents_validate(&server, 4);
 
-    let patterns = [r"[A-Z][a-z]{3,9} (is|was) [a-z ]{4,30}\.", r"\d{4}-\d{2}-\d{2}", r"(\+|-)?[0-9]{1,3}(,[0-9]{3}){2}"];
-    let requests: Vec<Value> =
-        (0..9).map(|seed| chat("Say something.", seed, json!({"guided_regex": patterns[seed as usize % 3]}))).collect();
+    let patterns =
+        [r"[A-Z][a-z]{3,9} (is|was) [a-z ]{4,30}\.", r"\d{4}-\d{2}-\d{2}", r"(\+|-)?[0-9]{1,3}(,[0-9]{3}){2}"];
+    let requests: Vec<Value> = (0..9)
+        .map(|seed| chat("Say something.", seed, json!({"guided_regex": patterns[seed as usize % 3]})))
+        .collect();
     for (answer, request) in all(&server, &requests).iter().zip(&requests) {
         let text = answer["choices"][0]["message"]["content"].as_str().expect("a text");
         let pattern = request["guided_regex"].as_str().expect("a pattern");
@@ -122,8 +125,9 @@ fn what_the_model_writes_matches() {
     }
 
     let choices = ["Paris", "London", "a small village in Wales"];
-    let requests: Vec<Value> =
-        (0..6).map(|seed| chat("What is the capital of France?", seed, json!({"guided_choice": choices}))).collect();
+    let requests: Vec<Value> = (0..6)
+        .map(|seed| chat("What is the capital of France?", seed, json!({"guided_choice": choices})))
+        .collect();
     for answer in all(&server, &requests) {
         let choice = &answer["choices"][0];
         assert!(choices.contains(&choice["message"]["content"].as_str().expect("a text")), "{choice}");

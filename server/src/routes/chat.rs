@@ -66,10 +66,8 @@ pub async fn chat_completions(
         None => None,
     };
     // A marker that is a control token must stay in the text to be found.
-    let markers = [
-        tools.as_ref().and_then(|_| serving.tool_format.marker()),
-        reasoning.map(|(format, _)| format.close()),
-    ];
+    let markers =
+        [tools.as_ref().and_then(|_| serving.tool_format.marker()), reasoning.map(|(format, _)| format.close())];
     if markers.into_iter().flatten().any(|marker| control_id(&serving, marker).is_some()) {
         options.stop.skip_special_tokens = false;
     }
@@ -78,7 +76,8 @@ pub async fn chat_completions(
     let n = options.n;
     let id = new_id("chatcmpl")?;
     let created_s = unix_seconds();
-    let requests = choices_of(ids, max_tokens, &options, top_logprobs, options.prompt_logprobs, grammar.as_ref()).collect();
+    let requests =
+        choices_of(ids, max_tokens, &options, top_logprobs, options.prompt_logprobs, grammar.as_ref()).collect();
     let generation = Generation::submit(&serving.engine, requests)?;
     let top_logprobs = top_logprobs.map(|top| top as usize);
     if options.stream {

@@ -174,8 +174,7 @@ impl CallReader {
                 ValueKind::Arguments => self.argument(c, events) && self.end_if_closed(ends),
                 ValueKind::Name | ValueKind::ArgumentString if !ends => {
                     self.word.push(c);
-                    let bytes_max =
-                        if self.kind == ValueKind::Name { WORD_BYTES_MAX } else { KEPT_BYTES_MAX };
+                    let bytes_max = if self.kind == ValueKind::Name { WORD_BYTES_MAX } else { KEPT_BYTES_MAX };
                     self.word.len() <= bytes_max
                 }
                 ValueKind::Name | ValueKind::ArgumentString => self.end_word(events),
@@ -297,10 +296,24 @@ mod tests {
             (r#"{"name": "f", "arguments": null}"#, "f", "{}"),
         ] {
             let got = read(text);
-            assert_eq!((got.0.as_deref(), got.1.as_str(), got.2), (Some(name), arguments, Some(CallEvent::End)), "{text}");
+            assert_eq!(
+                (got.0.as_deref(), got.1.as_str(), got.2),
+                (Some(name), arguments, Some(CallEvent::End)),
+                "{text}"
+            );
         }
-        for text in ["x", "[", r#"{"answer": 1}"#, r#"{"name": 1}"#, "{}", r#"{"name": ""}"#, r#"{"arguments": {}}"#,
-                     r#"{"name": "f" x"#, r#"{"name": "f", "arguments": [1]}"#, r#"{"name": "\q"}"#] {
+        for text in [
+            "x",
+            "[",
+            r#"{"answer": 1}"#,
+            r#"{"name": 1}"#,
+            "{}",
+            r#"{"name": ""}"#,
+            r#"{"arguments": {}}"#,
+            r#"{"name": "f" x"#,
+            r#"{"name": "f", "arguments": [1]}"#,
+            r#"{"name": "\q"}"#,
+        ] {
             assert_eq!(read(text).2, Some(CallEvent::NotACall), "{text}");
         }
         let deep = format!(r#"{{"name": "f", "arguments": {}"#, "{\"a\":".repeat(200));

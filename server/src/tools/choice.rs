@@ -116,10 +116,9 @@ fn one(position: usize, tool: &Value) -> Result<Tool, ApiError> {
         ));
     }
     let parameters = match &function["parameters"] {
-        Value::Null => Map::from_iter([
-            ("type".to_owned(), json!("object")),
-            ("properties".to_owned(), json!({})),
-        ]),
+        Value::Null => {
+            Map::from_iter([("type".to_owned(), json!("object")), ("properties".to_owned(), json!({}))])
+        }
         Value::Object(schema) => schema.clone(),
         _ => {
             return Err(ApiError::invalid("tools", format!("{field}.function.parameters must be a JSON schema")));
@@ -150,7 +149,8 @@ mod tests {
 
     #[test]
     fn tools_and_choices_are_checked() {
-        let weather = json!([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]);
+        let weather =
+            json!([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]);
         let many = Value::Array(vec![weather[0].clone(); 129]);
         for (tools, choice, expected) in [
             (json!([]), Value::Null, Ok(None)),

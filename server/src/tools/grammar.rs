@@ -27,9 +27,11 @@ pub fn of_forced_calls(
         None => String::new(),
     };
     let (open, between, close) = match format {
-        ToolFormat::Hermes => {
-            (format!("{marker} \"\\n\""), format!("\"\\n</tool_call>\\n\" {marker} \"\\n\""), "\"\\n</tool_call>\"")
-        }
+        ToolFormat::Hermes => (
+            format!("{marker} \"\\n\""),
+            format!("\"\\n</tool_call>\\n\" {marker} \"\\n\""),
+            "\"\\n</tool_call>\"",
+        ),
         ToolFormat::Mistral => (format!("{marker} \"[\""), "\", \"".to_owned(), "\"]\""),
         ToolFormat::Llama3 => (String::new(), "\"; \"".to_owned(), ""),
         ToolFormat::Pythonic | ToolFormat::Json => ("\"[\"".to_owned(), "\", \"".to_owned(), "\"]\""),

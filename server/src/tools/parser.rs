@@ -14,7 +14,9 @@ const PYTHONIC_BYTES_MAX: usize = 1 << 20;
 pub enum ToolDelta {
     Content(String),
     /// The next call begins.
-    Call { name: String },
+    Call {
+        name: String,
+    },
     /// More of the latest call's arguments.
     Arguments(String),
 }
@@ -42,11 +44,21 @@ enum State {
     AfterMarker,
     /// A name until `[ARGS]` or `{`.
     PlainName(String),
-    Call { reader: CallReader, in_list: bool, plain: bool },
+    Call {
+        reader: CallReader,
+        in_list: bool,
+        plain: bool,
+    },
     /// After a call: what separates it from the next, or ends the last.
-    Between { in_list: bool },
+    Between {
+        in_list: bool,
+    },
     /// A call in Python's spelling, being gathered in `held`.
-    Python { depth: usize, quote: Option<char>, escaped: bool },
+    Python {
+        depth: usize,
+        quote: Option<char>,
+        escaped: bool,
+    },
     /// Text alone from now on.
     Rest,
     /// Nothing more is wanted.
@@ -215,7 +227,11 @@ impl ToolParser {
         }
         let expression = deciding.strip_prefix('[').unwrap_or(deciding).trim_start();
         if self.format == ToolFormat::Pythonic || self.format == ToolFormat::Llama3 {
-            if self.names.iter().any(|name| expression.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('('))) {
+            if self
+                .names
+                .iter()
+                .any(|name| expression.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('(')))
+            {
                 let depth = 1 + usize::from(deciding.starts_with('['));
                 self.state = State::Python { depth, quote: None, escaped: false };
                 return;
@@ -345,7 +361,10 @@ impl ToolParser {
         let text = self.held.trim_start();
         let text = match text.strip_prefix("```") {
             Some(fenced) => fenced.split_once('\n').map_or("", |(_, inside)| inside),
-            None => text.strip_prefix("<|python_tag|>").or_else(|| text.strip_prefix("<|python_start|>")).unwrap_or(text),
+            None => text
+                .strip_prefix("<|python_tag|>")
+                .or_else(|| text.strip_prefix("<|python_start|>"))
+                .unwrap_or(text),
         };
         let Some(calls) = pythonic::parse(text) else { return false };
         if !calls.iter().all(|(name, _)| self.names.contains(name)) {

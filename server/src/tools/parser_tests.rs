@@ -30,7 +30,11 @@ fn run(format: ToolFormat, parallel: bool, pieces: &[&str]) -> (String, Vec<Stri
 #[track_caller]
 fn check(format: ToolFormat, text: &str, content: &str, calls: &[&str]) {
     let (got_content, got_calls) = run(format, true, &[text]);
-    assert_eq!((got_content.as_str(), got_calls), (content, calls.iter().map(|c| c.to_string()).collect()), "{text}");
+    assert_eq!(
+        (got_content.as_str(), got_calls),
+        (content, calls.iter().map(|c| c.to_string()).collect()),
+        "{text}"
+    );
 }
 
 const W: &str = r#"{"name": "weather", "arguments": {"city": "Rome"}}"#;
@@ -45,7 +49,7 @@ fn hermes() {
     check(F, &format!("Let me see.\n\n<tool_call>{W}</tool_call>\n"), "Let me see.", &[ROME]);
     check(F, &format!("<tool_call>\n{W}\n</tool_call>\n<tool_call>\n{W}\n</tool_call>"), "", &[ROME, ROME]);
     check(F, &format!("<tool_call>{W}\n<tool_call>{W}"), "", &[ROME, ROME]);
-    check(F, &format!("<tool_call>{W}</tool_call> Done. "), " Done. ", &[ROME]);
+    check(F, &format!("<tool_call>{W}</tool_call> Done. "), " Done.", &[ROME]);
     check(F, "a < b <tool and <tool_call> c", "a < b <tool and <tool_call> c", &[]);
     check(F, "<tool_call>{\"answer\": 1}</tool_call>", "<tool_call>{\"answer\": 1}</tool_call>", &[]);
     check(F, "<tool_call>{\"name\": \"weather\", \"argu", "", &["weather:"]);
@@ -74,7 +78,12 @@ fn mistral() {
     check(F, &format!("[TOOL_CALLS] [{W}]"), "", &[ROME]);
     check(F, &format!("[TOOL_CALLS][{W}, {W}]"), "", &[ROME, ROME]);
     check(F, "[TOOL_CALLS]weather[ARGS]{\"city\": \"Rome\"}", "", &[ROME]);
-    check(F, "[TOOL_CALLS]weather{\"city\": \"Rome\"}[TOOL_CALLS]time[CALL_ID]abc[ARGS]{}", "", &[ROME, "time:{}"]);
+    check(
+        F,
+        "[TOOL_CALLS]weather{\"city\": \"Rome\"}[TOOL_CALLS]time[CALL_ID]abc[ARGS]{}",
+        "",
+        &[ROME, "time:{}"],
+    );
     check(F, "Well [TOOL", "Well [TOOL", &[]);
     check(F, &format!("I will. [TOOL_CALLS][{W}]"), "I will.", &[ROME]);
 }

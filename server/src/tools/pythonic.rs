@@ -116,10 +116,8 @@ impl<'a> Reader<'a> {
     }
 
     fn number(&mut self) -> Option<Value> {
-        let end = self
-            .rest
-            .find(|c: char| !(c.is_ascii_digit() || "+-.eE_".contains(c)))
-            .unwrap_or(self.rest.len());
+        let end =
+            self.rest.find(|c: char| !(c.is_ascii_digit() || "+-.eE_".contains(c))).unwrap_or(self.rest.len());
         let text = self.rest[..end].replace('_', "");
         self.advance(end);
         if let Ok(integer) = text.parse::<i64>() {
@@ -181,7 +179,10 @@ mod tests {
         for (text, expected) in [
             (r#"[f(a=1, b="x")]"#, Some(r#"f{"a":1,"b":"x"}"#)),
             (r#"f()"#, Some("f{}")),
-            (r#" [ f ( a = [ 1 , 2.5,-3e2 ,], ) , g.h(s='it\'s \u00e9\x41\n') ] "#, Some("f{\"a\":[1,2.5,-300.0]} g.h{\"s\":\"it's éA\\n\"}")),
+            (
+                r#" [ f ( a = [ 1 , 2.5,-3e2 ,], ) , g.h(s='it\'s \u00e9\x41\n') ] "#,
+                Some("f{\"a\":[1,2.5,-300.0]} g.h{\"s\":\"it's éA\\n\"}"),
+            ),
             (r#"[f(a={"k": (True, False, None)}, b={})]"#, Some(r#"f{"a":{"k":[true,false,null]},"b":{}}"#)),
             ("[]", None),
             ("", None),
@@ -194,8 +195,10 @@ mod tests {
             ("[f(a=1 b=2)]", None),
         ] {
             let got = parse(text).map(|calls| {
-                let shown: Vec<String> =
-                    calls.into_iter().map(|(name, arguments)| format!("{name}{}", Value::Object(arguments))).collect();
+                let shown: Vec<String> = calls
+                    .into_iter()
+                    .map(|(name, arguments)| format!("{name}{}", Value::Object(arguments)))
+                    .collect();
                 shown.join(" ")
             });
             assert_eq!(got.as_deref(), expected, "{text}");
