@@ -145,6 +145,11 @@ impl AnswerReader {
         self.through_tools(split, true)
     }
 
+    /// Calls begun so far.
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
     /// Why the answer ended, calls considered.
     pub fn finish_reason(&self, reason: &'static str) -> &'static str {
         match &self.tools {

@@ -1,7 +1,7 @@
 //! The router and its layers, and the state that handlers share.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -23,6 +23,7 @@ use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
 use crate::reasoning::ReasoningFormat;
 use crate::routes;
+use crate::routes::messages::MessagesError;
 use crate::tools::ToolFormat;
 use crate::validate::ModelLimits;
 
@@ -35,6 +36,8 @@ pub struct AppOptions {
     pub keys: ApiKeys,
     pub body: BodyLimits,
     pub cors: CorsPolicy,
+    /// Silence in a stream after which a comment is sent.
+    pub keep_alive: Duration,
     /// Take `chat_template` from requests: it runs code of the client's in the template engine.
     pub trust_request_chat_template: bool,
 }
@@ -128,6 +131,10 @@ impl AppState {
         self.options.body
     }
 
+    pub fn keep_alive(&self) -> Duration {
+        self.options.keep_alive
+    }
+
     pub fn trusts_request_chat_template(&self) -> bool {
         self.options.trust_request_chat_template
     }
@@ -171,9 +178,18 @@ pub fn unix_seconds() -> u64 {
 
 /// All routes.
 pub fn router(state: Arc<AppState>) -> Router {
+    router_with(state, Router::new())
+}
+
+/// All routes and `more`, under the same layers.
+pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router {
     let guarded = Router::new()
         .route("/v1/completions", post(routes::completions::completions))
         .route("/v1/chat/completions", post(routes::chat::chat_completions))
+        .route("/v1/completions/render", post(routes::completions::render))
+        .route("/v1/chat/completions/render", post(routes::chat::render))
+        .route("/v1/messages", post(routes::messages::messages))
+        .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
         .route("/v1/models", get(routes::models::list))
         .route("/v1/models/{*id}", get(routes::models::one))
         .route("/tokenize", post(routes::tokenize::tokenize))
@@ -181,6 +197,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
     Router::new()
         .merge(guarded)
+        .merge(more)
         .route("/", get(routes::ui::page))
         .route("/health", get(routes::health::health))
         .route("/ready", get(routes::health::ready))
@@ -209,6 +226,8 @@ pub fn router(state: Arc<AppState>) -> Router {
 async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if state.options.keys.allow(request.headers()) {
         next.run(request).await
+    } else if request.uri().path().starts_with("/v1/messages") {
+        MessagesError(ApiError::unauthorized()).into_response()
     } else {
         ApiError::unauthorized().into_response()
     }

@@ -11,6 +11,7 @@ use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
 use crate::cli::serve::ServeFlags;
+use crate::event_stream::KEEP_ALIVE;
 use crate::listen::ListenLimits;
 use crate::tools::ToolFormat;
 
@@ -186,6 +187,7 @@ impl ServeConfig {
                 keys: ApiKeys::new(flags.api_key.iter().map(|key| key.trim().to_owned()).collect()),
                 body: BodyLimits { bytes_max: body_bytes_max, time_max: BODY_TIME_MAX },
                 cors: cors(&flags.cors_origin)?,
+                keep_alive: KEEP_ALIVE,
                 trust_request_chat_template: flags.trust_request_chat_template,
             },
             listen: ListenLimits {

@@ -1,13 +1,17 @@
 //! rill as a library: what the binary and the tests share.
 
 pub mod answer;
+pub mod anthropic_request;
+pub mod anthropic_stream;
 pub mod app;
 pub mod auth;
 pub mod body;
+pub mod chat_request;
 pub mod chat_template;
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod event_stream;
 pub mod fetch_progress;
 pub mod gbnf;
 pub mod generation;

@@ -5,6 +5,7 @@ mod completions;
 mod control_tokens;
 mod errors;
 mod lifecycle;
+mod messages;
 mod overload;
 mod routes;
 mod scripted_runner;

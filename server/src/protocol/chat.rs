@@ -28,7 +28,7 @@ pub struct ChatFields {
     pub echo: Option<bool>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 pub struct Message {
     pub role: String,
     pub content: Option<Content>,

@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod completions;
 pub mod health;
+pub mod messages;
 pub mod metrics;
 pub mod models;
 pub mod tokenize;
@@ -34,7 +35,7 @@ fn parse_generation<T: DeserializeOwned>(body: &[u8]) -> Result<(SharedFields, T
 }
 
 /// Runs `work` over `bytes` of text, away from the network's threads if that is much.
-async fn over_text<T: Send + 'static>(
+pub(crate) async fn over_text<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -54,7 +55,7 @@ fn new_id(prefix: &str) -> Result<String, ApiError> {
     Ok(format!("{prefix}-{random:016x}"))
 }
 
-fn prompt_error(param: &str, error: PromptError) -> ApiError {
+pub(crate) fn prompt_error(param: &str, error: PromptError) -> ApiError {
     match error {
         PromptError::TooLong { .. } => ApiError::context_length(param, error.to_string()),
         PromptError::Template(_) | PromptError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
@@ -70,7 +71,7 @@ async fn grammar_for(serving: &Serving, fields: &SharedFields) -> Result<Option<
 }
 
 /// The engine's requests for the `n` choices of one prompt.
-fn choices_of<'a>(
+pub(crate) fn choices_of<'a>(
     prompt: Vec<u32>,
     max_tokens: u32,
     options: &'a SharedOptions,
