@@ -22,6 +22,7 @@ use crate::grammars::Grammars;
 use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
 use crate::reasoning::ReasoningFormat;
+use crate::response_store::ResponseStore;
 use crate::routes;
 use crate::routes::messages::MessagesError;
 use crate::tools::ToolFormat;
@@ -108,12 +109,18 @@ pub struct AppState {
     options: AppOptions,
     drain: Arc<Drain>,
     serving: OnceLock<Arc<Serving>>,
+    responses: ResponseStore,
 }
 
 impl AppState {
     /// A server whose model is still loading.
     pub fn new(options: AppOptions) -> Arc<Self> {
-        Arc::new(AppState { options, drain: Arc::default(), serving: OnceLock::new() })
+        Arc::new(AppState {
+            options,
+            drain: Arc::default(),
+            serving: OnceLock::new(),
+            responses: ResponseStore::default(),
+        })
     }
 
     /// From now on requests are answered. The first call counts.
@@ -129,6 +136,11 @@ impl AppState {
 
     pub fn body_limits(&self) -> BodyLimits {
         self.options.body
+    }
+
+    /// Responses that later requests may go on from.
+    pub fn responses(&self) -> &ResponseStore {
+        &self.responses
     }
 
     pub fn keep_alive(&self) -> Duration {
@@ -188,6 +200,8 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/chat/completions", post(routes::chat::chat_completions))
         .route("/v1/completions/render", post(routes::completions::render))
         .route("/v1/chat/completions/render", post(routes::chat::render))
+        .route("/v1/responses", post(routes::responses::responses))
+        .route("/v1/responses/{id}", get(routes::responses::one).delete(routes::responses::delete))
         .route("/v1/messages", post(routes::messages::messages))
         .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
         .route("/v1/models", get(routes::models::list))
@@ -251,7 +265,7 @@ fn cors(policy: &CorsPolicy) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(origins)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // Clients' SDKs add headers of their own (`x-stainless-…`).
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
         .expose_headers([header::RETRY_AFTER])

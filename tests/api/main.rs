@@ -7,6 +7,7 @@ mod errors;
 mod lifecycle;
 mod messages;
 mod overload;
+mod responses;
 mod routes;
 mod scripted_runner;
 mod streams;

@@ -7,6 +7,7 @@ pub mod error;
 pub mod logprobs;
 pub mod models;
 pub mod prompt;
+pub mod responses;
 pub mod sampling;
 pub mod structured;
 pub mod tokenize;
