@@ -9,6 +9,7 @@ use crate::protocol::anthropic::{Blocks, MessagesRequest, TurnIn};
 use crate::protocol::chat::{ChatFields, Content, Message};
 use crate::protocol::error::shorten;
 use crate::protocol::sampling::{SharedFields, Stop};
+use crate::protocol::structured::{NamedSchema, ResponseFormat};
 
 /// The same request in OpenAI's terms. `counting`: only the prompt matters.
 pub fn to_chat(request: MessagesRequest, counting: bool) -> Result<(SharedFields, ChatFields), ApiError> {
@@ -48,7 +49,17 @@ pub fn to_chat(request: MessagesRequest, counting: bool) -> Result<(SharedFields
         chat_template_kwargs: variables,
         ..ChatFields::default()
     };
+    let output = request.output_config;
+    if output.as_ref().is_some_and(|output| output.effort.as_ref().is_some_and(|effort| !effort.is_null())) {
+        return Err(ApiError::unsupported("output_config.effort"));
+    }
+    let response_format = output.and_then(|output| output.format).map(|format| ResponseFormat {
+        kind: format.kind,
+        json_schema: Some(NamedSchema { name: None, schema: format.schema, strict: None }),
+        schema: None,
+    });
     let shared = SharedFields {
+        response_format,
         model: request.model,
         stream: request.stream,
         max_tokens: request.max_tokens,

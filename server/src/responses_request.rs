@@ -62,6 +62,8 @@ fn refuse_unsupported(request: &ResponsesRequest) -> Result<(), ApiError> {
     for (field, asked) in [
         ("background", request.background == Some(true)),
         ("conversation", set(&request.conversation)),
+        ("context_management", set(&request.context_management)),
+        ("moderation", set(&request.moderation)),
         ("include", request.include.as_ref().is_some_and(|include| !include.is_empty())),
         ("prompt", set(&request.prompt)),
         ("max_tool_calls", request.max_tool_calls.is_some()),

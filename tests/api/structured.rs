@@ -198,3 +198,21 @@ fn a_hostile_grammar_is_refused_within_a_second() {
     assert_person(&complete(&server, json!({"guided_json": person()})).0);
     server.assert_idle_soon();
 }
+
+#[test]
+fn preemption_changes_nothing() {
+    let texts = |blocks: usize| {
+        let mut setup = Setup::default();
+        setup.engine.num_blocks = blocks;
+        let server = test_server::start_with(setup);
+        let answer = server.ok(COMPLETIONS, body(json!({"n": 8, "guided_json": person()})));
+        let texts: Vec<String> =
+            answer["choices"].as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap().to_owned()).collect();
+        (texts, server.engine.stats().preemptions.get())
+    };
+    let (roomy, none) = texts(256);
+    let (tight, some) = texts(20);
+    assert!(none == 0 && some > 0, "{none} {some}");
+    assert_eq!(roomy, tight);
+    roomy.iter().for_each(|text| assert_person(text));
+}

@@ -61,7 +61,7 @@ fn schemas() -> Vec<Value> {
             "value": {"type": "integer", "minimum": 0, "maximum": 99}, "children": {"type": "array", "items": {"$ref": "#/$defs/leaf"}, "maxItems": 2}},
             "required": ["value", "children"], "additionalProperties": false},
             "leaf": {"type": "object", "properties": {"leaf": {"type": "boolean"}}, "required": ["leaf"], "additionalProperties": false}}}),
-        json!({"type": "object", "properties": {"when": {"type": "string", "format": "date"}, "at": {"type": "string", "format": "time"}, "id": {"type": "string", "format": "uuid"}},
+        json!({"type": "object", "properties": {"when": {"type": "string", "format": "date"}, "at": {"type": "string", "format": "ipv4"}, "id": {"type": "string", "format": "uuid"}},
             "required": ["when", "at", "id"], "additionalProperties": false}),
         json!({"allOf": [{"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 1000}}, "required": ["a"]},
             {"type": "object", "properties": {"b": {"type": "string", "minLength": 2, "maxLength": 12}}, "required": ["b"]}], "maxProperties": 2}),

@@ -20,6 +20,21 @@ pub struct MessagesRequest {
     pub thinking: Option<Value>,
     pub mcp_servers: Option<Value>,
     pub container: Option<Value>,
+    pub output_config: Option<OutputConfig>,
+}
+
+/// `output_config`: what the answer must match.
+#[derive(Debug, Clone, Deserialize)]
+pub struct OutputConfig {
+    pub format: Option<OutputFormat>,
+    pub effort: Option<Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct OutputFormat {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub schema: Option<Value>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

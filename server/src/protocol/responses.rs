@@ -27,6 +27,8 @@ pub struct ResponsesRequest {
     pub truncation: Option<String>,
     pub background: Option<bool>,
     pub conversation: Option<Value>,
+    pub context_management: Option<Value>,
+    pub moderation: Option<Value>,
     pub include: Option<Vec<String>>,
     pub prompt: Option<Value>,
     pub max_tool_calls: Option<i64>,

@@ -20,6 +20,7 @@ const FIELDS: &[Field] = &[
     ("logits_processors", empty),
     ("mm_processor_kwargs", empty),
     ("modalities", text_only),
+    ("moderation", never),
     ("prediction", never),
     ("prompt_embeds", never),
     ("reasoning_effort", never),
