@@ -47,6 +47,11 @@ pub fn of_forced_calls(
         let mut schema = tool.parameters.clone();
         // Arguments are an object, whatever the schema forgets to say.
         schema.entry("type").or_insert_with(|| "object".into());
+        // Nor are they others than those described, where all are described in one place: functions take no others.
+        let elsewhere = ["patternProperties", "allOf", "anyOf", "oneOf", "$ref"];
+        if schema.contains_key("properties") && !elsewhere.iter().any(|key| schema.contains_key(*key)) {
+            schema.entry("additionalProperties").or_insert(Value::Bool(false));
+        }
         let arguments = json_term("tools", &Value::Object(schema), Spacing::AfterSeparators)?;
         text.push_str(&format!("{call}: {head} {arguments} \"}}\"\n"));
     }
