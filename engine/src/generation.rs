@@ -1,9 +1,10 @@
 //! What one request's computed rows become: log-probabilities, tokens, text, events, and its times.
 
+use crate::constraint::{Constraint, MaskThread};
 use crate::detokenizer::{Detokenizer, TokenText};
 use crate::handle::Submission;
 use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage};
-use crate::sampler::{Sampler, TokenHistory};
+use crate::sampler::{RuledOut, Sampler, TokenHistory};
 use crate::scheduler::PlanEntry;
 use crate::sequence::{Sequence, SequenceKey};
 use crate::stats::{BacklogPlace, Outcome, Stats};
@@ -14,6 +15,23 @@ use crate::stop::StopMatcher;
 pub(crate) struct Drawn {
     token: u32,
     logprobs: Option<TokenLogprobs>,
+}
+
+/// Why one sequence cannot go on.
+#[derive(Debug)]
+pub(crate) struct SequenceFailure {
+    pub(crate) kind: FailureKind,
+    pub(crate) message: String,
+}
+
+impl SequenceFailure {
+    pub(crate) fn internal(message: impl Into<String>) -> SequenceFailure {
+        SequenceFailure { kind: FailureKind::Internal, message: message.into() }
+    }
+
+    fn grammar(message: String) -> SequenceFailure {
+        SequenceFailure { kind: FailureKind::Grammar, message }
+    }
 }
 
 /// Moments of a request's life, in microseconds of the engine's clock.
@@ -36,6 +54,9 @@ pub(crate) struct Generation {
     history: TokenHistory,
     /// End and stop tokens: ruled out until `min_tokens` are there. Empty if there is no minimum.
     masked: Vec<u32>,
+    constraint: Option<Constraint>,
+    /// What ends a grammar, ruled out for a request that ignores ends.
+    grammar_ends: Vec<u32>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
@@ -61,16 +82,25 @@ impl Generation {
         let key = SequenceKey { priority: request.priority, arrival };
         let max_tokens = request.max_new_tokens(prompt.len(), context_len);
         let stop = &request.stop;
-        let masked = match stop.min_tokens {
-            0 => Vec::new(),
-            _ => stop.eos_token_ids.iter().chain(&stop.stop_token_ids).copied().collect(),
+        let constraint = request.grammar.as_ref().map(Constraint::new);
+        let grammar_ends = match &request.grammar {
+            Some(grammar) if stop.eos_token_ids.is_empty() => grammar.end_tokens().to_vec(),
+            _ => Vec::new(),
         };
+        let mut masked: Vec<u32> = match stop.min_tokens {
+            0 => Vec::new(),
+            _ => stop.eos_token_ids.iter().chain(&stop.stop_token_ids).chain(&grammar_ends).copied().collect(),
+        };
+        masked.sort_unstable();
+        masked.dedup();
         let generation = Generation {
             prompt_len: prompt.len(),
             max_tokens,
             generated: 0,
             history: TokenHistory::new(&request.sampling, &prompt),
             masked,
+            constraint,
+            grammar_ends,
             detokenizer: Detokenizer::new(stop.skip_special_tokens, text.strips_leading_space()),
             stops: StopMatcher::new(&stop.stop_strings, stop.include_stop_str),
             prompt_logprobs: Vec::new(),
@@ -101,6 +131,17 @@ impl Generation {
         self.times.admitted = Some(now);
     }
 
+    /// Has the tokens its grammar allows next worked out on `thread`.
+    pub(crate) fn prepare_mask(&mut self, thread: &MaskThread) {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.prepare(thread);
+        }
+    }
+
+    pub(crate) fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
     /// Reads the logits of a planned run of tokens, one row for each the sequence wants: the prompt's are kept, the
     /// last token's gives the next token.
     pub(crate) fn sample<'a>(
@@ -109,14 +150,16 @@ impl Generation {
         entry: &PlanEntry,
         mut rows: impl Iterator<Item = &'a [f32]>,
         sampler: &mut Sampler,
-    ) -> Result<Option<Drawn>, String> {
+    ) -> Result<Option<Drawn>, SequenceFailure> {
         let mut drawn = None;
         for position in entry.start..entry.start + entry.count {
             if !sequence.wants_logits(position) {
                 continue;
             }
-            let row = rows.next().ok_or("the runner returned too few rows of logits")?;
-            let failed = |error| format!("{error} (at position {position})");
+            let row = rows
+                .next()
+                .ok_or_else(|| SequenceFailure::internal("the runner returned too few rows of logits"))?;
+            let failed = |error| SequenceFailure::internal(format!("{error} (at position {position})"));
             if let Some(&next) = sequence.tokens().get(position + 1) {
                 if self.prompt_logprobs.is_empty() {
                     self.prompt_logprobs.push(None);
@@ -127,10 +170,19 @@ impl Generation {
                 continue;
             }
             let minimum_reached = self.generated >= self.request.stop.min_tokens as usize;
-            let masked = if minimum_reached { &[][..] } else { &self.masked };
+            let mut tokens = if minimum_reached { &self.grammar_ends[..] } else { &self.masked };
+            let mask = match &mut self.constraint {
+                Some(constraint) => Some(constraint.mask().map_err(SequenceFailure::grammar)?),
+                None => None,
+            };
+            // A grammar that can only end now does.
+            if mask.is_some_and(|mask| !mask.allows_more_than(tokens)) {
+                tokens = &[];
+            }
+            let ruled = RuledOut { tokens, mask };
             let index = self.generated as u64;
             let token =
-                sampler.sample(row, &self.request.sampling, &self.history, masked, index).map_err(failed)?;
+                sampler.sample(row, &self.request.sampling, &self.history, ruled, index).map_err(failed)?;
             let logprobs = match self.request.logprobs {
                 Some(top) => Some(sampler.logprobs(row, token, top as usize).map_err(failed)?),
                 None => None,
@@ -147,7 +199,7 @@ impl Generation {
         drawn: Option<Drawn>,
         text: &dyn TokenText,
         out: &mut Vec<(SequenceKey, Event)>,
-    ) -> (Option<u32>, bool) {
+    ) -> Result<(Option<u32>, bool), SequenceFailure> {
         let key = sequence.key();
         if !self.prompt_done && sequence.computed() >= self.prompt_len {
             self.prompt_done = true;
@@ -160,7 +212,7 @@ impl Generation {
         let mut reason = (self.prompt_done && self.max_tokens == 0).then_some(FinishReason::Length);
         let token = drawn.as_ref().map(|drawn| drawn.token);
         if let Some(Drawn { token, logprobs }) = drawn {
-            let (delta, end) = self.accept(token, text);
+            let (delta, end) = self.accept(token, text)?;
             reason = end;
             let logprobs = logprobs.into_iter().collect();
             out.push((key, Event::Delta { text: delta, token_ids: vec![token], logprobs }));
@@ -173,11 +225,15 @@ impl Generation {
             };
             out.push((key, Event::Finished { reason, usage }));
         }
-        (token, reason.is_some())
+        Ok((token, reason.is_some()))
     }
 
     /// The text that `token` lets out, and why the generation ends, if it does.
-    fn accept(&mut self, token: u32, text: &dyn TokenText) -> (String, Option<FinishReason>) {
+    fn accept(
+        &mut self,
+        token: u32,
+        text: &dyn TokenText,
+    ) -> Result<(String, Option<FinishReason>), SequenceFailure> {
         self.generated += 1;
         self.history.push(token);
         let stop = &self.request.stop;
@@ -191,10 +247,15 @@ impl Generation {
         };
         let mut piece = String::new();
         let shown = match reason {
-            None => true,
+            None => !self.grammar_ends.contains(&token),
             Some(FinishReason::StopToken(_)) => stop.include_stop_str,
             Some(_) => false,
         };
+        if let (Some(constraint), None) = (&mut self.constraint, reason)
+            && constraint.accept(token).map_err(SequenceFailure::grammar)?
+        {
+            reason = Some(FinishReason::Complete);
+        }
         if shown {
             self.detokenizer.push(token, text, &mut piece);
         }
@@ -211,7 +272,7 @@ impl Generation {
             None if reason.is_some() => self.stops.finish(&mut delta),
             None => {}
         }
-        (delta, reason)
+        Ok((delta, reason))
     }
 
     /// Hands an event to the stream. Never blocks and never finds the channel full: its capacity covers every event
@@ -245,7 +306,10 @@ impl Generation {
             Event::Finished { reason, usage } => {
                 stats.finish(match reason {
                     FinishReason::Length => Outcome::Length,
-                    FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::StopString(_) => Outcome::Stop,
+                    FinishReason::Eos
+                    | FinishReason::StopToken(_)
+                    | FinishReason::StopString(_)
+                    | FinishReason::Complete => Outcome::Stop,
                 });
                 let Times { submitted, admitted, first_token, last_token } = self.times;
                 let admitted = admitted.unwrap_or(submitted);

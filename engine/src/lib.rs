@@ -5,6 +5,7 @@
 
 mod batch;
 mod config;
+mod constraint;
 mod detokenizer;
 mod generation;
 mod handle;
@@ -21,6 +22,7 @@ pub mod step_loop;
 mod stop;
 
 pub use config::{ConfigError, EngineConfig};
+pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask, regex_in_grammar};
 pub use detokenizer::{Detokenizer, TokenText};
 pub use handle::{EngineHandle, EventStream, Health, SubmitError};
 pub use request::{

@@ -1,5 +1,7 @@
 //! What a caller asks of the engine and what it hears back.
 
+use crate::constraint::Grammar;
+
 /// One sequence to generate. `n > 1` is several of these, submitted one by one.
 #[derive(Debug, Clone)]
 pub struct GenerateRequest {
@@ -15,6 +17,8 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<String>,
+    /// What the generated text must match. Where only its end is left it ends, whatever `min_tokens` says.
+    pub grammar: Option<Grammar>,
 }
 
 impl GenerateRequest {
@@ -161,6 +165,8 @@ pub enum FinishReason {
     StopToken(u32),
     /// The index of the stop string that matched.
     StopString(usize),
+    /// The grammar is complete: nothing may follow.
+    Complete,
     /// `max_tokens` or the end of the context.
     Length,
 }
@@ -180,6 +186,8 @@ pub enum FailureKind {
     Overloaded,
     /// The engine is shutting down and the drain time is over.
     ShuttingDown,
+    /// The request's grammar led to a place it cannot be followed from, or grew too complex.
+    Grammar,
     /// The forward pass failed, or a defect was caught.
     Internal,
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use crate::constraint::TokenMask;
 use crate::philox;
 use crate::request::{SamplingParams, TokenLogprobs};
 use crate::softmax::{RowError, exp_nonpositive, log_sum_exp_less, maximum, sum};
@@ -44,6 +45,21 @@ fn penalises(params: &SamplingParams) -> bool {
     params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 || params.repetition_penalty != 1.0
 }
 
+/// Tokens that may not be chosen.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct RuledOut<'a> {
+    /// These, and
+    pub tokens: &'a [u32],
+    /// those it does not allow.
+    pub mask: Option<&'a TokenMask>,
+}
+
+impl RuledOut<'_> {
+    fn is_nothing(&self) -> bool {
+        self.tokens.is_empty() && self.mask.is_none()
+    }
+}
+
 /// Working memory for sampling, reused from token to token and sequence to sequence; carries no state over.
 #[derive(Debug, Default)]
 pub struct Sampler {
@@ -55,22 +71,22 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Chooses generated token number `index`. The tokens in `masked` are ruled out.
+    /// Chooses generated token number `index` among those `ruled` leaves.
     pub fn sample(
         &mut self,
         logits: &[f32],
         params: &SamplingParams,
         history: &TokenHistory,
-        masked: &[u32],
+        ruled: RuledOut,
         index: u64,
     ) -> Result<u32, RowError> {
         let mut adjusted = std::mem::take(&mut self.adjusted);
-        let row = if masked.is_empty() && params.logit_bias.is_empty() && !penalises(params) {
+        let row = if ruled.is_nothing() && params.logit_bias.is_empty() && !penalises(params) {
             logits
         } else {
             adjusted.clear();
             adjusted.extend_from_slice(logits);
-            adjust(&mut adjusted, params, history, masked);
+            adjust(&mut adjusted, params, history, ruled);
             &adjusted
         };
         let token = self.choose(row, params, index);
@@ -236,8 +252,11 @@ impl Sampler {
     }
 }
 
-fn adjust(row: &mut [f32], params: &SamplingParams, history: &TokenHistory, masked: &[u32]) {
-    for &token in masked {
+fn adjust(row: &mut [f32], params: &SamplingParams, history: &TokenHistory, ruled: RuledOut) {
+    if let Some(mask) = ruled.mask {
+        mask.apply(row);
+    }
+    for &token in ruled.tokens {
         if let Some(logit) = row.get_mut(token as usize) {
             *logit = f32::NEG_INFINITY;
         }
@@ -348,7 +367,9 @@ mod tests {
             let mut counts: HashMap<u32, u32> = HashMap::new();
             let mut sampler = Sampler::default();
             for index in 0..draws {
-                *counts.entry(sampler.sample(&row, &params, &none(), &[], index).unwrap()).or_default() += 1;
+                *counts
+                    .entry(sampler.sample(&row, &params, &none(), RuledOut::default(), index).unwrap())
+                    .or_default() += 1;
             }
             for token in counts.keys() {
                 assert!(want.iter().any(|w| w.0 == *token), "{token} should have been cut: {params:?}");
@@ -369,7 +390,9 @@ mod tests {
             let mut history = TokenHistory::new(&params, &[3]);
             generated.iter().for_each(|&token| history.push(token));
             let logits = [1.0, 2.0, 3.0, 4.0, -1.0];
-            let got = Sampler::default().sample(&logits, &params, &history, masked, 0).unwrap();
+            let got = Sampler::default()
+                .sample(&logits, &params, &history, RuledOut { tokens: masked, mask: None }, 0)
+                .unwrap();
             assert_eq!(got, want, "{params:?}");
         };
         check(&|_| (), &[], &[], 3);
@@ -386,8 +409,14 @@ mod tests {
     #[test]
     fn a_row_without_numbers_is_an_error() {
         let mut sampler = Sampler::default();
-        assert_eq!(sampler.sample(&[0.0, f32::NAN], &params(), &none(), &[], 0), Err(RowError::NotFinite));
-        assert_eq!(sampler.sample(&[0.0, 1.0], &params(), &none(), &[0, 1], 0), Err(RowError::AllMasked));
+        assert_eq!(
+            sampler.sample(&[0.0, f32::NAN], &params(), &none(), RuledOut::default(), 0),
+            Err(RowError::NotFinite)
+        );
+        assert_eq!(
+            sampler.sample(&[0.0, 1.0], &params(), &none(), RuledOut { tokens: &[0, 1], mask: None }, 0),
+            Err(RowError::AllMasked)
+        );
         assert_eq!(sampler.logprobs(&[f32::NAN], 0, 1), Err(RowError::NotFinite));
     }
 
@@ -426,7 +455,7 @@ mod tests {
             let params = SamplingParams { top_k, top_p, temperature, seed, ..params() };
             let row = row(seed, len);
             let kept = textbook(&row, &params);
-            let token = Sampler::default().sample(&row, &params, &none(), &[], 0).unwrap();
+            let token = Sampler::default().sample(&row, &params, &none(), RuledOut::default(), 0).unwrap();
             // A hair of rounding may move the nucleus' edge by one token.
             let near = textbook(&row, &SamplingParams { top_p: (top_p + 1e-5).min(1.0), ..params });
             prop_assert!(kept.iter().chain(&near).any(|k| k.0 == token));

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use crate::batch::Batch;
 use crate::config::{ConfigError, EngineConfig};
+use crate::constraint::MaskThread;
 use crate::detokenizer::TokenText;
-use crate::generation::{Drawn, Generation};
+use crate::generation::{Drawn, Generation, SequenceFailure};
 use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
 use crate::kv::BlockUsage;
 use crate::request::{Event, FailureKind};
@@ -99,7 +100,9 @@ pub struct EngineCore {
     logits: Vec<f32>,
     sampler: Sampler,
     /// For each entry of the plan, the token drawn, if it was its turn, or why its sequence fails.
-    drawn: Vec<Result<Option<Drawn>, String>>,
+    drawn: Vec<Result<Option<Drawn>, SequenceFailure>>,
+    /// Started with the first request that has a grammar.
+    masks: Option<MaskThread>,
     /// Sequences to take out of the scheduler.
     ended: Vec<SequenceKey>,
     /// Events in the order they are sent.
@@ -133,6 +136,7 @@ impl EngineCore {
             logits: Vec::new(),
             sampler: Sampler::default(),
             drawn: Vec::new(),
+            masks: None,
             ended: Vec::new(),
             outbox: Vec::new(),
             _alive: alive,
@@ -169,6 +173,7 @@ impl EngineCore {
         let tokens = self.scheduler.plan().tokens;
         if tokens > 0 {
             self.batch.build(&self.scheduler);
+            self.prepare_masks();
             match self.forward() {
                 Ok(()) => {
                     self.scheduler.commit();
@@ -259,6 +264,30 @@ impl EngineCore {
         debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
     }
 
+    /// Sets the mask thread to work on what the step's samples will need, while the model runs.
+    fn prepare_masks(&mut self) {
+        for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
+            // The last row is a sample's if the sequence is computed to its end.
+            let sequence = &self.scheduler.running()[entry.index];
+            let samples = entry.start + entry.count == sequence.tokens().len()
+                && self.batch.logit_starts[place] < self.batch.logit_starts[place + 1];
+            let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
+            if !samples || !generation.is_constrained() {
+                continue;
+            }
+            if self.masks.is_none() {
+                match MaskThread::start(self.shared.config.max_running) {
+                    Ok(thread) => self.masks = Some(thread),
+                    // The samples compute their masks themselves, later.
+                    Err(error) => tracing::warn!(%error, "no thread for masks"),
+                }
+            }
+            if let Some(thread) = &self.masks {
+                generation.prepare_mask(thread);
+            }
+        }
+    }
+
     fn forward(&mut self) -> Result<(), RunnerError> {
         let stats = &self.shared.stats;
         stats.steps.add(1);
@@ -277,7 +306,7 @@ impl EngineCore {
         for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
             let sequence = &self.scheduler.running()[entry.index];
             let Some(generation) = self.generations.get_mut(&entry.key) else {
-                self.drawn.push(Err("its request is unknown".into()));
+                self.drawn.push(Err(SequenceFailure::internal("its request is unknown")));
                 continue;
             };
             let rows = self.batch.logit_starts[place]..self.batch.logit_starts[place + 1];
@@ -296,7 +325,7 @@ impl EngineCore {
             let was_prefilling = !generation.prompt_done();
             let events_before = self.outbox.len();
             let advanced = drawn.and_then(|drawn| {
-                contained(|| Ok(generation.advance(sequence, drawn, &*self.text, &mut self.outbox)))
+                contained(|| generation.advance(sequence, drawn, &*self.text, &mut self.outbox))
             });
             if was_prefilling && generation.prompt_done() {
                 self.shared.stats.prompt_tokens.add(generation.prompt_len() as u64);
@@ -311,10 +340,10 @@ impl EngineCore {
                         self.ended.push(entry.key);
                     }
                 }
-                Err(message) => {
+                Err(SequenceFailure { kind, message }) => {
                     // Half of what a panicking step had to say is worth nothing.
                     self.outbox.truncate(events_before);
-                    self.outbox.push((entry.key, Event::Failed { kind: FailureKind::Internal, message }));
+                    self.outbox.push((entry.key, Event::Failed { kind, message }));
                     self.ended.push(entry.key);
                 }
             }
@@ -397,9 +426,10 @@ impl Drop for EngineCore {
 }
 
 /// Runs what concerns one sequence, so that a defect there is that sequence's alone.
-fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(format!("a defect was caught: {}", panic_message(&*panic))))
+fn contained<T>(work: impl FnOnce() -> Result<T, SequenceFailure>) -> Result<T, SequenceFailure> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(SequenceFailure::internal(format!("a defect was caught: {}", panic_message(&*panic))))
+    })
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {

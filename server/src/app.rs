@@ -1,7 +1,7 @@
 //! The router and its layers, and the state that handlers share.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -18,9 +18,14 @@ use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
+use crate::grammars::Grammars;
 use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
+use crate::reasoning::ReasoningFormat;
+use crate::response_store::ResponseStore;
 use crate::routes;
+use crate::routes::messages::MessagesError;
+use crate::tools::ToolFormat;
 use crate::validate::ModelLimits;
 
 /// Seconds after which a client may find a loading or draining server's successor ready.
@@ -32,6 +37,8 @@ pub struct AppOptions {
     pub keys: ApiKeys,
     pub body: BodyLimits,
     pub cors: CorsPolicy,
+    /// Silence in a stream after which a comment is sent.
+    pub keep_alive: Duration,
     /// Take `chat_template` from requests: it runs code of the client's in the template engine.
     pub trust_request_chat_template: bool,
 }
@@ -55,6 +62,11 @@ pub struct Serving {
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
     pub eos_token_ids: Vec<u32>,
+    /// How the model writes calls.
+    pub tool_format: ToolFormat,
+    /// How it marks thoughts, if it has any.
+    pub reasoning: Option<ReasoningFormat>,
+    pub grammars: Arc<Grammars>,
     /// Unix seconds.
     pub created_s: u64,
     /// Changes when the same seed may give other tokens: another version or model.
@@ -97,12 +109,18 @@ pub struct AppState {
     options: AppOptions,
     drain: Arc<Drain>,
     serving: OnceLock<Arc<Serving>>,
+    responses: ResponseStore,
 }
 
 impl AppState {
     /// A server whose model is still loading.
     pub fn new(options: AppOptions) -> Arc<Self> {
-        Arc::new(AppState { options, drain: Arc::default(), serving: OnceLock::new() })
+        Arc::new(AppState {
+            options,
+            drain: Arc::default(),
+            serving: OnceLock::new(),
+            responses: ResponseStore::default(),
+        })
     }
 
     /// From now on requests are answered. The first call counts.
@@ -118,6 +136,15 @@ impl AppState {
 
     pub fn body_limits(&self) -> BodyLimits {
         self.options.body
+    }
+
+    /// Responses that later requests may go on from.
+    pub fn responses(&self) -> &ResponseStore {
+        &self.responses
+    }
+
+    pub fn keep_alive(&self) -> Duration {
+        self.options.keep_alive
     }
 
     pub fn trusts_request_chat_template(&self) -> bool {
@@ -163,9 +190,20 @@ pub fn unix_seconds() -> u64 {
 
 /// All routes.
 pub fn router(state: Arc<AppState>) -> Router {
+    router_with(state, Router::new())
+}
+
+/// All routes and `more`, under the same layers.
+pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router {
     let guarded = Router::new()
         .route("/v1/completions", post(routes::completions::completions))
         .route("/v1/chat/completions", post(routes::chat::chat_completions))
+        .route("/v1/completions/render", post(routes::completions::render))
+        .route("/v1/chat/completions/render", post(routes::chat::render))
+        .route("/v1/responses", post(routes::responses::responses))
+        .route("/v1/responses/{id}", get(routes::responses::one).delete(routes::responses::delete))
+        .route("/v1/messages", post(routes::messages::messages))
+        .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
         .route("/v1/models", get(routes::models::list))
         .route("/v1/models/{*id}", get(routes::models::one))
         .route("/tokenize", post(routes::tokenize::tokenize))
@@ -173,6 +211,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
     Router::new()
         .merge(guarded)
+        .merge(more)
         .route("/", get(routes::ui::page))
         .route("/health", get(routes::health::health))
         .route("/ready", get(routes::health::ready))
@@ -201,6 +240,8 @@ pub fn router(state: Arc<AppState>) -> Router {
 async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if state.options.keys.allow(request.headers()) {
         next.run(request).await
+    } else if request.uri().path().starts_with("/v1/messages") {
+        MessagesError(ApiError::unauthorized()).into_response()
     } else {
         ApiError::unauthorized().into_response()
     }
@@ -224,7 +265,7 @@ fn cors(policy: &CorsPolicy) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(origins)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // Clients' SDKs add headers of their own (`x-stainless-…`).
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
         .expose_headers([header::RETRY_AFTER])

@@ -23,13 +23,15 @@ impl ApiKeys {
         if self.0.is_empty() {
             return true;
         }
-        let given = headers
+        let bearer = headers
             .get(header::AUTHORIZATION)
             .map(|value| value.as_bytes())
             .and_then(|value| value.split_at_checked("Bearer ".len()))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
             .map(|(_, key)| key.trim_ascii());
-        let Some(given) = given else { return false };
+        // Anthropic's clients have a header of their own.
+        let own = || headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii());
+        let Some(given) = bearer.or_else(own) else { return false };
         self.0.iter().fold(false, |found, key| found | same(key.as_bytes(), given))
     }
 }
@@ -73,6 +75,11 @@ mod tests {
             assert_eq!(keys.allow(&headers), expected, "{value:?}");
             assert!(ApiKeys::default().allow(&headers));
         }
+        let mut headers = HeaderMap::new();
+        headers.insert("x-api-key", "second".parse().unwrap());
+        assert!(keys.allow(&headers));
+        headers.insert("x-api-key", "third".parse().unwrap());
+        assert!(!keys.allow(&headers));
         assert_eq!(format!("{keys:?}"), "ApiKeys(2 hidden)");
     }
 }

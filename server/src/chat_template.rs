@@ -20,6 +20,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    source: String,
 }
 
 /// One message as templates see it; content parts are joined already.
@@ -29,6 +30,26 @@ pub struct TemplateMessage {
     pub content: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// `{id, type, function: {name, arguments}}` each, arguments an object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+}
+
+impl TemplateMessage {
+    pub fn new(role: &str, content: impl Into<String>) -> TemplateMessage {
+        TemplateMessage {
+            role: role.to_owned(),
+            content: content.into(),
+            name: None,
+            tool_calls: None,
+            tool_call_id: None,
+            reasoning_content: None,
+        }
+    }
 }
 
 /// What a render depends on besides the template.
@@ -61,7 +82,26 @@ impl ChatTemplate {
         environment
             .add_template_owned("chat", without_generation_tags(source))
             .map_err(|error| TemplateError(format!("the chat template does not compile: {}", plain(&error))))?;
-        Ok(ChatTemplate { environment, bos_token: bos_token.to_owned(), eos_token: eos_token.to_owned() })
+        Ok(ChatTemplate {
+            environment,
+            bos_token: bos_token.to_owned(),
+            eos_token: eos_token.to_owned(),
+            source: source.to_owned(),
+        })
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether it shows tools to the model.
+    pub fn shows_tools(&self) -> bool {
+        self.source.contains("tools")
+    }
+
+    /// Whether it writes earlier calls and their results.
+    pub fn writes_calls(&self) -> bool {
+        self.source.contains("tool_calls") || self.source.contains("tool_call_id")
     }
 
     /// Another template with the same control tokens.
@@ -85,9 +125,17 @@ impl ChatTemplate {
             Some(extra) => context! { ..standard, ..JinjaValue::from_serialize(extra) },
             None => standard,
         };
-        let text = template.render(variables).map_err(|error| {
-            TemplateError(format!("the chat template cannot render these messages: {}", plain(&error)))
-        })?;
+        let text = match template.render(variables.clone()) {
+            Ok(text) => text,
+            // Some templates write arguments as they come and expect JSON text.
+            Err(error) => with_arguments_as_text(input.messages)
+                .and_then(|messages| {
+                    template.render(context! { ..context! { messages => messages }, ..variables }).ok()
+                })
+                .ok_or_else(|| {
+                    TemplateError(format!("the chat template cannot render these messages: {}", plain(&error)))
+                })?,
+        };
         if text.len() > RENDERED_BYTES_MAX {
             return Err(TemplateError(format!(
                 "the chat template rendered {} bytes; the limit is {RENDERED_BYTES_MAX}",
@@ -96,6 +144,19 @@ impl ChatTemplate {
         }
         if input.continue_final_message { cut_after_final_message(text, input.messages) } else { Ok(text) }
     }
+}
+
+/// The messages with calls' arguments as JSON text; `None` if there are no calls.
+fn with_arguments_as_text(messages: &[TemplateMessage]) -> Option<Vec<TemplateMessage>> {
+    messages.iter().find(|message| message.tool_calls.is_some())?;
+    let mut messages = messages.to_vec();
+    for call in messages.iter_mut().filter_map(|message| message.tool_calls.as_mut()).flatten() {
+        let arguments = &mut call["function"]["arguments"];
+        if !arguments.is_string() {
+            *arguments = Value::String(arguments.to_string());
+        }
+    }
+    Some(messages)
 }
 
 /// The message of an error and of what caused it, on one line.

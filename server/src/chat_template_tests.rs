@@ -11,7 +11,7 @@ const SMOLLM2: &str = "{% for message in messages %}{% if loop.first and message
                        '<|im_start|>assistant\n' }}{% endif %}";
 
 fn message(role: &str, content: &str) -> TemplateMessage {
-    TemplateMessage { role: role.to_owned(), content: content.to_owned(), name: None }
+    TemplateMessage::new(role, content)
 }
 
 fn chat() -> Vec<TemplateMessage> {

@@ -11,7 +11,9 @@ use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
 use crate::cli::serve::ServeFlags;
+use crate::event_stream::KEEP_ALIVE;
 use crate::listen::ListenLimits;
+use crate::tools::ToolFormat;
 
 /// Request bodies arrive within this.
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
@@ -44,6 +46,17 @@ pub struct ServeConfig {
     /// In place of the model's own.
     pub chat_template: Option<PathBuf>,
     pub device: Device,
+    pub tool_call_parser: Option<ToolFormat>,
+    pub reasoning_parser: Option<ReasoningParser>,
+}
+
+/// How thoughts are told from answers, where it is not left to the chat template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReasoningParser {
+    None,
+    #[value(alias = "deepseek_r1", alias = "qwen3")]
+    Think,
+    Mistral,
 }
 
 /// What the engine may use; sizes that depend on the model are worked out when it is loaded.
@@ -174,6 +187,7 @@ impl ServeConfig {
                 keys: ApiKeys::new(flags.api_key.iter().map(|key| key.trim().to_owned()).collect()),
                 body: BodyLimits { bytes_max: body_bytes_max, time_max: BODY_TIME_MAX },
                 cors: cors(&flags.cors_origin)?,
+                keep_alive: KEEP_ALIVE,
                 trust_request_chat_template: flags.trust_request_chat_template,
             },
             listen: ListenLimits {
@@ -184,6 +198,8 @@ impl ServeConfig {
             drain_time_max: Duration::from_secs(flags.drain_timeout),
             chat_template: flags.chat_template,
             device: flags.device,
+            tool_call_parser: flags.tool_call_parser,
+            reasoning_parser: flags.reasoning_parser,
         })
     }
 }

@@ -117,7 +117,9 @@ fn pull((index, mut stream): (usize, EventStream)) -> Pull {
 /// OpenAI's word for why a choice ended.
 pub fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
-        FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop",
+        FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => {
+            "stop"
+        }
         FinishReason::Length => "length",
     }
 }

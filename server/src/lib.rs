@@ -1,20 +1,33 @@
 //! rill as a library: what the binary and the tests share.
 
+pub mod answer;
+pub mod anthropic_request;
+pub mod anthropic_stream;
 pub mod app;
 pub mod auth;
 pub mod body;
+pub mod chat_request;
 pub mod chat_template;
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod event_stream;
 pub mod fetch_progress;
+pub mod gbnf;
 pub mod generation;
+pub mod grammars;
 pub mod listen;
 pub mod logprob_format;
 pub mod messages;
 pub mod prompt;
 pub mod protocol;
+pub mod reasoning;
+pub mod response_output;
+pub mod response_store;
+pub mod responses_request;
 pub mod routes;
 pub mod sse;
 pub mod start;
+pub mod structured;
+pub mod tools;
 pub mod validate;

@@ -1,5 +1,7 @@
 //! Chat messages as sent → messages as templates see them, or why not.
 
+use serde_json::{Value, json};
+
 use crate::chat_template::TemplateMessage;
 use crate::protocol::ApiError;
 use crate::protocol::chat::{Content, Message};
@@ -25,7 +27,8 @@ fn one(position: usize, message: &Message) -> Result<TemplateMessage, ApiError> 
         "system" | "developer" => "system",
         "user" => "user",
         "assistant" => "assistant",
-        "tool" | "function" => {
+        "tool" => "tool",
+        "function" => {
             let field = format!("messages[{position}].role");
             return Err(ApiError::unsupported_value(&field, &format!("{field} `{}`", message.role)));
         }
@@ -33,15 +36,26 @@ fn one(position: usize, message: &Message) -> Result<TemplateMessage, ApiError> 
             return Err(ApiError::invalid(
                 &format!("messages[{position}].role"),
                 format!(
-                    "messages[{position}].role must be system, developer, user or assistant, not `{}`",
+                    "messages[{position}].role must be system, developer, user, assistant or tool, not `{}`",
                     shorten(other)
                 ),
             ));
         }
     };
-    if message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
-        return Err(ApiError::unsupported(&format!("messages[{position}].tool_calls")));
-    }
+    let tool_calls = match message.tool_calls.as_deref() {
+        None | Some([]) => None,
+        Some(_) if role != "assistant" => {
+            let field = format!("messages[{position}].tool_calls");
+            return Err(ApiError::invalid(&field, format!("{field}: only an assistant calls tools")));
+        }
+        Some(calls) => Some(
+            calls
+                .iter()
+                .enumerate()
+                .map(|(index, call)| call_of(&format!("messages[{position}].tool_calls[{index}]"), call))
+                .collect::<Result<_, _>>()?,
+        ),
+    };
     if message.function_call.is_some() {
         return Err(ApiError::unsupported(&format!("messages[{position}].function_call")));
     }
@@ -56,8 +70,43 @@ fn one(position: usize, message: &Message) -> Result<TemplateMessage, ApiError> 
     }
     Ok(TemplateMessage {
         role: role.to_owned(),
-        content: text_of(position, message.content.as_ref())?,
+        content: match &message.content {
+            None if tool_calls.is_some() => String::new(),
+            content => text_of(position, content.as_ref())?,
+        },
         name: message.name.clone(),
+        tool_calls,
+        tool_call_id: message.tool_call_id.clone(),
+        reasoning_content: message.reasoning_content.clone(),
+    })
+}
+
+/// A call as templates expect it: arguments as the object their text holds.
+fn call_of(field: &str, call: &Value) -> Result<Value, ApiError> {
+    let function = &call["function"];
+    let Some(name) = function["name"].as_str().filter(|name| !name.is_empty()) else {
+        return Err(ApiError::invalid(field, format!("{field}.function.name is missing")));
+    };
+    let arguments = match &function["arguments"] {
+        Value::Null => json!({}),
+        Value::String(text) if text.trim().is_empty() => json!({}),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(object @ Value::Object(_)) => object,
+            // What a model wrote and nobody could read goes back as it is.
+            _ => Value::from(text.as_str()),
+        },
+        object @ Value::Object(_) => object.clone(),
+        _ => {
+            return Err(ApiError::invalid(
+                field,
+                format!("{field}.function.arguments must be a string of JSON or an object"),
+            ));
+        }
+    };
+    let function = json!({"name": name, "arguments": arguments});
+    Ok(match &call["id"] {
+        Value::String(id) => json!({"id": id, "type": "function", "function": function}),
+        _ => json!({"type": "function", "function": function}),
     })
 }
 
@@ -129,10 +178,24 @@ mod tests {
                 r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]"#,
                 Err("messages[0].content[0] of type `image_url` is not supported by this server yet"),
             ),
-            (r#"[{"role":"tool","content":"x"}]"#, Err("messages[0].role `tool` is not supported")),
+            (r#"[{"role":"tool","content":"x","tool_call_id":"a"}]"#, Ok("tool=x")),
+            (r#"[{"role":"tool"}]"#, Err("messages[0].content is missing")),
+            (r#"[{"role":"function","content":"x"}]"#, Err("messages[0].role `function` is not supported")),
+            (
+                r#"[{"role":"assistant","content":null,"tool_calls":[{"id":"a","function":{"name":"f","arguments":"{}"}}]}]"#,
+                Ok("assistant="),
+            ),
             (
                 r#"[{"role":"assistant","content":null,"tool_calls":[{}]}]"#,
-                Err("messages[0].tool_calls is not supported"),
+                Err("messages[0].tool_calls[0].function.name is missing"),
+            ),
+            (
+                r#"[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":1}}]}]"#,
+                Err("arguments must be a string of JSON or an object"),
+            ),
+            (
+                r#"[{"role":"user","content":"x","tool_calls":[{"function":{"name":"f"}}]}]"#,
+                Err("only an assistant calls tools"),
             ),
             (r#"[{"role":"user","content":"x","name":""}]"#, Err("messages[0].name must be 1 to 64 bytes")),
         ] {

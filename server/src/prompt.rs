@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use rill_models::Tokenizer;
+use serde_json::Value;
 
 use crate::chat_template::{ChatTemplate, RenderInput, TemplateError, TemplateMessage};
 
@@ -104,9 +105,16 @@ impl PromptEncoder {
         text: &str,
     ) -> Result<Option<Vec<(usize, usize)>>, PromptError> {
         let Some(finder) = &self.control_tokens else { return Ok(None) };
-        let names = input.messages.iter().filter_map(|message| message.name.as_deref());
-        let contents = input.messages.iter().map(|message| message.content.as_str());
-        if !contents.chain(names).any(|content| finder.is_match(content)) {
+        let mut found = false;
+        let mut look = |content: &str| found |= finder.is_match(content);
+        for message in input.messages {
+            let fields = [&message.name, &message.tool_call_id, &message.reasoning_content];
+            fields.into_iter().flatten().for_each(|text| look(text));
+            look(&message.content);
+            message.tool_calls.iter().flatten().for_each(|call| each_string(call, &mut look));
+        }
+        input.tools.unwrap_or_default().iter().for_each(|tool| each_string(tool, &mut look));
+        if !found {
             return Ok(None);
         }
         let marker = unused_marker(text);
@@ -130,9 +138,20 @@ impl PromptEncoder {
                 role: message.role.clone(),
                 content: mark(&message.content),
                 name: message.name.as_deref().map(&mut mark),
+                tool_calls: message
+                    .tool_calls
+                    .as_ref()
+                    .map(|calls| calls.iter().map(|call| with_strings(call, &mut mark)).collect()),
+                tool_call_id: message.tool_call_id.as_deref().map(&mut mark),
+                reasoning_content: message.reasoning_content.as_deref().map(&mut mark),
             })
             .collect();
-        let Ok(marked) = template.render(&RenderInput { messages: &messages, ..*input }) else { return Ok(None) };
+        let tools: Option<Vec<Value>> =
+            input.tools.map(|tools| tools.iter().map(|tool| with_strings(tool, &mut mark)).collect());
+        let Ok(marked) = template.render(&RenderInput { messages: &messages, tools: tools.as_deref(), ..*input })
+        else {
+            return Ok(None);
+        };
 
         let mut ranges = Vec::new();
         let mut restored = String::with_capacity(text.len());
@@ -178,6 +197,31 @@ impl PromptEncoder {
         }
         push(stretch_start, text.len(), stretch_forged);
         segments
+    }
+}
+
+/// Calls `look` with every string in `value`, keys included.
+fn each_string(value: &Value, look: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) => look(text),
+        Value::Array(items) => items.iter().for_each(|item| each_string(item, look)),
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            look(key);
+            each_string(value, look);
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// `value` with every string in it, keys included, replaced.
+fn with_strings(value: &Value, replace: &mut impl FnMut(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(replace(text)),
+        Value::Array(items) => items.iter().map(|item| with_strings(item, replace)).collect(),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| (replace(key), with_strings(value, replace))).collect()
+        }
+        other => other.clone(),
     }
 }
 

@@ -1,30 +1,20 @@
-//! Engine events → server-sent events, assembled by hand into one buffer: this runs once a token.
+//! Engine events → OpenAI's server-sent events, assembled by hand into one buffer: this runs once a token.
 
-use std::convert::Infallible;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Response};
 use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::stream;
 use rill_engine::{Event, TokenLogprobs};
 use serde::Serialize;
 
+use crate::answer::{AnswerFormat, AnswerReader, Piece};
 use crate::app::Serving;
-use crate::drain::InFlight;
-use crate::generation::{Generation, finish_reason};
+use crate::event_stream::Frames;
+use crate::generation::finish_reason;
 use crate::logprob_format::{self, CompletionLogprobsBuilder};
 use crate::protocol::ApiError;
 use crate::protocol::logprobs::CompletionLogprobs;
 use crate::protocol::usage::UsageBody;
-
-/// Silence after which a comment is sent so that proxies keep the connection.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// Events gathered into one write while more are queued.
-const WRITE_BYTES_MAX: usize = 64 << 10;
 
 /// What all chunks of a stream have in common.
 pub struct StreamHead<'a> {
@@ -45,6 +35,7 @@ pub enum StreamKind {
     Chat {
         /// Alternatives a token; `None` without log-probabilities.
         top_logprobs: Option<usize>,
+        answers: AnswerFormat,
     },
 }
 
@@ -63,15 +54,18 @@ pub struct FrameWriter {
     n: usize,
     include_usage: bool,
     usage: UsageBody,
-    /// For each choice: has it begun, and how many characters has it shown.
+    /// For each choice: how far it is.
     choices: Vec<Progress>,
     buffer: BytesMut,
 }
 
-#[derive(Default, Clone)]
+#[derive(Default)]
 struct Progress {
     begun: bool,
+    /// Characters shown.
     chars: usize,
+    /// What finds thoughts and calls in the text, if anything is to.
+    reader: Option<AnswerReader>,
 }
 
 impl FrameWriter {
@@ -102,6 +96,12 @@ impl FrameWriter {
             model: head.model,
             system_fingerprint: head.fingerprint,
         };
+        let reader = |index| match &kind {
+            StreamKind::Chat { answers, .. } if !answers.is_plain() => Some(answers.reader(index)),
+            _ => None,
+        };
+        let choices =
+            (0..choices).map(|index| Progress { reader: reader(index), ..Progress::default() }).collect();
         let mut text = serde_json::to_string(&common).unwrap_or_default();
         text.pop();
         FrameWriter {
@@ -111,51 +111,9 @@ impl FrameWriter {
             n,
             include_usage,
             usage: UsageBody::default(),
-            choices: vec![Progress::default(); choices],
+            choices,
             buffer: BytesMut::with_capacity(1024),
         }
-    }
-
-    /// Appends the frames of one event. `false`: it was a failure, and nothing may follow.
-    pub fn event(&mut self, index: usize, event: Event) -> bool {
-        match event {
-            Event::Prompt { logprobs } => self.begin(index, &logprobs),
-            Event::Delta { text, logprobs, .. } => {
-                self.begin(index, &[]);
-                self.delta(index, &text, &logprobs);
-            }
-            Event::Finished { reason, usage } => {
-                self.begin(index, &[]);
-                self.usage.add(usage, index.is_multiple_of(self.n));
-                let body = match self.kind {
-                    StreamKind::Completion { .. } => "\"text\":\"\"",
-                    StreamKind::Chat { .. } => "\"delta\":{}",
-                };
-                self.open(index);
-                self.raw(body);
-                self.close(Some(finish_reason(reason)), |buffer| buffer.put_slice(b"null"));
-            }
-            Event::Failed { kind, message } => {
-                self.error(&ApiError::failed(kind, message));
-                return false;
-            }
-        }
-        true
-    }
-
-    /// The usage chunk if asked for, and `[DONE]`.
-    pub fn finish(&mut self) {
-        if self.include_usage {
-            self.buffer.put_slice(self.head.as_bytes());
-            self.raw("],\"usage\":");
-            write_json(&mut self.buffer, &self.usage);
-            self.raw("}\n\n");
-        }
-        self.raw("data: [DONE]\n\n");
-    }
-
-    pub fn keep_alive(&mut self) {
-        self.raw(": ping\n\n");
     }
 
     /// An error after the status has been sent.
@@ -163,15 +121,6 @@ impl FrameWriter {
         self.raw("data: ");
         self.raw(&error.to_json());
         self.raw("\n\n");
-    }
-
-    /// What has been written since the last `take`.
-    pub fn take(&mut self) -> Bytes {
-        self.buffer.split().freeze()
-    }
-
-    pub fn pending_bytes(&self) -> usize {
-        self.buffer.len()
     }
 
     /// The first frame of a choice: chat's role, or the echoed prompt.
@@ -214,6 +163,17 @@ impl FrameWriter {
         if text.is_empty() && logprobs.is_empty() {
             return;
         }
+        if let Some(reader) = &mut self.choices[index].reader {
+            let mut logprobs = logprobs;
+            for piece in reader.push(text) {
+                self.piece(index, &piece, std::mem::take(&mut logprobs));
+            }
+            // Tokens that show nothing yet still have their probabilities told.
+            if !logprobs.is_empty() {
+                self.piece(index, &Piece::Content(String::new()), logprobs);
+            }
+            return;
+        }
         self.open(index);
         match self.kind {
             StreamKind::Completion { logprobs: wanted, skip_special, .. } => {
@@ -230,14 +190,54 @@ impl FrameWriter {
                 });
                 self.close(None, |buffer| write_json(buffer, &shown));
             }
-            StreamKind::Chat { top_logprobs } => {
+            StreamKind::Chat { .. } => {
                 self.raw("\"delta\":{\"content\":");
                 write_json(&mut self.buffer, text);
                 self.raw("}");
-                let shown = top_logprobs.map(|top| logprob_format::chat(self.serving.tokenizer(), logprobs, top));
-                self.close(None, |buffer| write_json(buffer, &shown));
+                self.close_chat(logprobs);
             }
         }
+    }
+
+    /// One frame of a chat answer's part.
+    fn piece(&mut self, index: usize, piece: &Piece, logprobs: &[TokenLogprobs]) {
+        self.open(index);
+        self.raw("\"delta\":{");
+        match piece {
+            Piece::Reasoning(text) => {
+                self.raw("\"reasoning_content\":");
+                write_json(&mut self.buffer, text);
+            }
+            Piece::Content(text) => {
+                self.raw("\"content\":");
+                write_json(&mut self.buffer, text);
+            }
+            Piece::Call { index, id, name } => {
+                let function = serde_json::json!({"name": name, "arguments": ""});
+                let call =
+                    serde_json::json!([{"index": index, "id": id, "type": "function", "function": function}]);
+                self.raw("\"tool_calls\":");
+                write_json(&mut self.buffer, &call);
+            }
+            Piece::Arguments { index, text } => {
+                let call = serde_json::json!([{"index": index, "function": {"arguments": text}}]);
+                self.raw("\"tool_calls\":");
+                write_json(&mut self.buffer, &call);
+            }
+        }
+        self.raw("}");
+        self.close_chat(logprobs);
+    }
+
+    fn close_chat(&mut self, logprobs: &[TokenLogprobs]) {
+        let top = match self.kind {
+            StreamKind::Chat { top_logprobs, .. } => top_logprobs,
+            StreamKind::Completion { .. } => None,
+        };
+        let shown = top
+            .filter(|_| !logprobs.is_empty())
+            .map(|top| logprob_format::chat(self.serving.tokenizer(), logprobs, top));
+        self.close(None, |buffer| write_json(buffer, &shown));
     }
 
     fn open(&mut self, index: usize) {
@@ -265,70 +265,67 @@ impl FrameWriter {
     }
 }
 
-fn write_json<T: Serialize + ?Sized>(buffer: &mut BytesMut, value: &T) {
-    // Writing to a BytesMut cannot fail, and our types have no map with keys other than strings.
-    let _ = serde_json::to_writer(buffer.writer(), value);
-}
-
-/// The response that streams `generation`. Waits for the first event, so that a request that fails in the queue
-/// gets a status of its own; dropping the response cancels the generation.
-///
-/// A reader slower than the model is bounded by its own request: the engine's channel holds at most the events of
-/// its `max_tokens`, and a connection that takes nothing at all is closed by the listener.
-pub async fn respond(
-    mut generation: Generation,
-    mut writer: FrameWriter,
-    in_flight: InFlight,
-) -> Result<Response, ApiError> {
-    match tokio::time::timeout(KEEP_ALIVE, generation.next()).await {
-        Ok(Some((_, Event::Failed { kind, message }))) => return Err(ApiError::failed(kind, message)),
-        Ok(Some((index, event))) => {
-            writer.event(index, event);
-        }
-        Ok(None) => return Err(ApiError::internal("the engine gave nothing")),
-        Err(_) => writer.keep_alive(),
-    }
-    let state = Some((generation, writer, in_flight));
-    let frames = stream::unfold(state, async |state| {
-        let (mut generation, mut writer, in_flight) = state?;
-        let more = fill(&mut generation, &mut writer).await;
-        let bytes = writer.take();
-        Some((Ok::<Bytes, Infallible>(bytes), more.then_some((generation, writer, in_flight))))
-    });
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(frames)).into_response())
-}
-
-/// Writes at least one frame, and all whose events are queued already. `false` when the stream is over.
-async fn fill(generation: &mut Generation, writer: &mut FrameWriter) -> bool {
-    while writer.pending_bytes() == 0 {
-        match tokio::time::timeout(KEEP_ALIVE, generation.next()).await {
-            Ok(Some((index, event))) => {
-                if !writer.event(index, event) {
-                    return false;
-                }
+impl Frames for FrameWriter {
+    /// Appends the frames of one event. `false`: it was a failure, and nothing may follow.
+    fn event(&mut self, index: usize, event: Event) -> bool {
+        match event {
+            Event::Prompt { logprobs } => self.begin(index, &logprobs),
+            Event::Delta { text, logprobs, .. } => {
+                self.begin(index, &[]);
+                self.delta(index, &text, &logprobs);
             }
-            Ok(None) => {
-                writer.finish();
+            Event::Finished { reason, usage } => {
+                self.begin(index, &[]);
+                self.usage.add(usage, index.is_multiple_of(self.n));
+                let mut ended = finish_reason(reason);
+                if let Some(mut reader) = self.choices[index].reader.take() {
+                    for piece in reader.finish() {
+                        self.piece(index, &piece, &[]);
+                    }
+                    ended = reader.finish_reason(ended);
+                }
+                let body = match self.kind {
+                    StreamKind::Completion { .. } => "\"text\":\"\"",
+                    StreamKind::Chat { .. } => "\"delta\":{}",
+                };
+                self.open(index);
+                self.raw(body);
+                self.close(Some(ended), |buffer| buffer.put_slice(b"null"));
+            }
+            Event::Failed { kind, message } => {
+                self.error(&ApiError::failed(kind, message));
                 return false;
             }
-            Err(_) => writer.keep_alive(),
         }
+        true
     }
-    while writer.pending_bytes() < WRITE_BYTES_MAX
-        && let Some((index, event)) = generation.try_next()
-    {
-        if !writer.event(index, event) {
-            return false;
+
+    /// The usage chunk if asked for, and `[DONE]`.
+    fn finish(&mut self) {
+        if self.include_usage {
+            self.buffer.put_slice(self.head.as_bytes());
+            self.raw("],\"usage\":");
+            write_json(&mut self.buffer, &self.usage);
+            self.raw("}\n\n");
         }
+        self.raw("data: [DONE]\n\n");
     }
-    if generation.is_done() {
-        writer.finish();
-        return false;
+
+    fn keep_alive(&mut self) {
+        self.raw(": ping\n\n");
     }
-    true
+
+    /// What has been written since the last `take`.
+    fn take(&mut self) -> Bytes {
+        self.buffer.split().freeze()
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+}
+
+pub fn write_json<T: Serialize + ?Sized>(buffer: &mut BytesMut, value: &T) {
+    // Writing to a BytesMut cannot fail, and our types have no map with keys other than strings.
+    let _ = serde_json::to_writer(buffer.writer(), value);
 }

@@ -17,10 +17,13 @@ use tracing_subscriber::EnvFilter;
 use crate::app::{AppState, Serving, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
-use crate::config::{ConfigError, Machine, ServeConfig};
+use crate::config::{ConfigError, Machine, ReasoningParser, ServeConfig};
 use crate::fetch_progress::TerminalProgress;
+use crate::grammars::Grammars;
 use crate::listen;
 use crate::prompt::PromptEncoder;
+use crate::reasoning::ReasoningFormat;
+use crate::tools::ToolFormat;
 
 /// The network needs little; the cores belong to the model.
 const NETWORK_THREADS: usize = 2;
@@ -201,6 +204,16 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let serving = Serving {
         engine,
         names,
+        tool_format: config.tool_call_parser.unwrap_or_else(|| {
+            template.as_ref().map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.source()))
+        }),
+        reasoning: match config.reasoning_parser {
+            Some(ReasoningParser::None) => None,
+            Some(ReasoningParser::Think) => Some(ReasoningFormat::Think),
+            Some(ReasoningParser::Mistral) => Some(ReasoningFormat::Mistral),
+            None => template.as_ref().and_then(|template| ReasoningFormat::of_template(template.source())),
+        },
+        grammars: Arc::new(Grammars::new(tokenizer.clone(), shape.vocab_size, model_config.eos_token_ids.clone())),
         prompts: PromptEncoder::new(tokenizer, context_len),
         template,
         eos_token_ids: model_config.eos_token_ids,

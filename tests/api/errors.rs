@@ -83,13 +83,9 @@ fn completions_refuse() {
         (json!({"prompt": "a", "logit_bias": {"9": 1000}}), json!("logit_bias"), "between -100 and 100"),
         (json!({"prompt": "a", "model": 5}), json!("model"), "invalid type"),
         (json!({"prompt": "a", "suffix": "x"}), json!("suffix"), "suffix is not supported by this server yet"),
-        (json!({"prompt": "a", "guided_json": {}}), json!("guided_json"), "guided_json is not supported"),
+        (json!({"prompt": "a", "guided_json": 5}), json!("guided_json"), "an object or true"),
         (json!({"prompt": "a", "use_beam_search": true}), json!("use_beam_search"), "not supported"),
-        (
-            json!({"prompt": "a", "response_format": {"type": "json_object"}}),
-            json!("response_format"),
-            "not supported",
-        ),
+        (json!({"prompt": "a", "response_format": {"type": "yaml"}}), json!("response_format.type"), "not `yaml`"),
     ] {
         check(&server, COMPLETIONS, &body.to_string(), 400, param, part);
     }
@@ -120,14 +116,14 @@ fn chat_refuses() {
         (
             json!({"messages": hi, "tools": [{"type": "function"}]}),
             json!("tools"),
-            "tools other than with tool_choice `none` is not supported",
+            "tools[0].function.name is missing",
         ),
-        (json!({"messages": hi, "tool_choice": "required"}), json!("tool_choice"), "not supported"),
+        (json!({"messages": hi, "tool_choice": "required"}), json!("tool_choice"), "needs tools"),
         (json!({"messages": hi, "functions": [{"name": "f"}]}), json!("functions"), "not supported"),
         (
             json!({"messages": hi, "response_format": {"type": "json_schema"}}),
-            json!("response_format"),
-            "not supported",
+            json!("response_format.json_schema"),
+            "is missing",
         ),
         (json!({"messages": hi, "audio": {"voice": "a"}}), json!("audio"), "not supported"),
         (json!({"messages": hi, "modalities": ["audio"]}), json!("modalities"), "not supported"),
@@ -141,7 +137,7 @@ fn chat_refuses() {
         check(&server, CHAT, &body.to_string(), 400, param, part);
     }
     for body in [
-        json!({"messages": hi, "tools": [{"type": "function"}], "tool_choice": "none", "max_tokens": 1}),
+        json!({"messages": hi, "tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none", "max_tokens": 1}),
         json!({"messages": hi, "tools": [], "response_format": {"type": "text"}, "store": false, "max_tokens": 1}),
         json!({"messages": hi, "user": "u", "metadata": {"k": "v"}, "some_new_field": [1], "max_tokens": 1}),
     ] {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rill_engine::{Engine, EngineConfig, EngineHandle};
-use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router};
+use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router_with};
 use rill_server::auth::ApiKeys;
 use rill_server::body::BodyLimits;
 use rill_server::chat_template::ChatTemplate;
+use rill_server::grammars::Grammars;
 use rill_server::listen::{self, ListenLimits};
 use rill_server::prompt::PromptEncoder;
+use rill_server::reasoning::ReasoningFormat;
+use rill_server::tools::ToolFormat;
 use rill_tests::http::{self, Response};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -60,6 +63,7 @@ impl Default for Setup {
                 keys: ApiKeys::default(),
                 body: BodyLimits { bytes_max: BODY_BYTES_MAX, time_max: Duration::from_secs(1) },
                 cors: CorsPolicy::Local,
+                keep_alive: Duration::from_secs(15),
                 trust_request_chat_template: false,
             },
             listen: ListenLimits {
@@ -87,7 +91,10 @@ pub fn start_with(setup: Setup) -> TestServer {
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("bound");
     let (stop, stopping) = watch::channel(false);
-    runtime.spawn(listen::serve(listener, router(state.clone()), setup.listen, stopping));
+    // A handler with a defect, for the layer that catches it.
+    let broken =
+        axum::Router::new().route("/broken", axum::routing::get(async || -> &'static str { panic!("a defect") }));
+    runtime.spawn(listen::serve(listener, router_with(state.clone(), broken), setup.listen, stopping));
     let server = TestServer { address, state, engine, knobs, stop, runtime };
     if !setup.loading {
         server.load(setup.template);
@@ -104,6 +111,9 @@ impl TestServer {
             prompts: PromptEncoder::new(tokenizer(), self.engine.config().context_len),
             template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
             eos_token_ids: vec![IM_END],
+            tool_format: template.map_or(ToolFormat::Json, ToolFormat::of_template),
+            reasoning: template.and_then(ReasoningFormat::of_template),
+            grammars: Arc::new(Grammars::new(tokenizer(), self.engine.vocab_size(), vec![IM_END])),
             created_s: 1,
             fingerprint: "rill_test".to_owned(),
         });

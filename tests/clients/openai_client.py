@@ -3,14 +3,17 @@
 usage: openai_client.py BASE_URL      (BASE_URL without /v1; prints a transcript; exit 0 if everything held)
 """
 import asyncio
+import json
 import math
 import re
 import sys
 import time
+import typing
 import unittest
 import urllib.request
 
 import openai
+import pydantic
 
 BASE = sys.argv[1]
 CHAT = [{"role": "user", "content": "Explain photosynthesis to a child in two sentences."}]
@@ -262,7 +265,8 @@ class OpenAIClient(unittest.TestCase):
         refused(bad, 400, ["messages"], lambda: self.chat(messages=[]))
         refused(bad, 400, ["prompt"], lambda: self.complete(prompt=""))
         refused(bad, 400, ["999999"], lambda: self.complete(prompt=[1, 999999]))
-        refused(bad, 400, ["response_format"], lambda: self.chat(response_format={"type": "json_object"}))
+        refused(bad, 400, ["response_format"], lambda: self.chat(response_format={"type": "json_schema"}))
+        refused(bad, 400, ["tool_choice"], lambda: self.chat(tool_choice="required"))
         refused(bad, 400, ["8192"], lambda: self.complete(prompt="word " * 9000))
         error = refused(bad, 400, ["8192"], lambda: self.complete(max_tokens=100_000))
         self.assertEqual(error.code, "context_length_exceeded")
@@ -277,6 +281,52 @@ class OpenAIClient(unittest.TestCase):
         self.assertNotEqual(penalised, plain)
         biased = self.complete(max_tokens=4, logit_bias={"28": 100}).choices[0].text
         self.assertEqual(biased, ",,,,")
+
+    def test_structured_output_parses(self):
+        class Place(pydantic.BaseModel):
+            model_config = pydantic.ConfigDict(extra="forbid")
+            city: typing.Literal["Paris", "London", "Rome"]
+            population: typing.Annotated[int, pydantic.Field(ge=0, le=100_000_000)]
+            capital: bool
+
+        answer = self.api.chat.completions.parse(
+            model=self.model, messages=CHAT, temperature=1, seed=1, max_tokens=100, response_format=Place
+        )
+        show("chat.completions.parse(response_format=Place)", answer.choices[0].message.parsed)
+        self.assertIsInstance(answer.choices[0].message.parsed, Place)
+        choice = self.chat(extra_body={"guided_choice": ["yes", "no"]}).choices[0]
+        self.assertIn(choice.message.content, ["yes", "no"])
+        self.assertEqual(choice.finish_reason, "stop")
+
+    def test_tools(self):
+        parameters = {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        }
+        tools = [{"type": "function", "function": {"name": "weather", "description": "Weather forecast", "parameters": parameters}}]
+        asked = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 100}
+        answer = self.chat(**asked)
+        message = answer.choices[0].message
+        show("tools=[weather], tool_choice='required'", message.tool_calls)
+        self.assertEqual(answer.choices[0].finish_reason, "tool_calls")
+        call = message.tool_calls[0]
+        self.assertEqual((call.type, call.function.name), ("function", "weather"))
+        arguments = json.loads(call.function.arguments)
+        self.assertIn(arguments["city"], ["Paris", "Rome"])
+        self.assertIn(arguments["days"], range(1, 8))
+        with self.api.chat.completions.stream(
+            model=self.model, messages=CHAT, temperature=0, **asked
+        ) as stream:
+            streamed = stream.get_final_completion().choices[0]
+        self.assertEqual(streamed.finish_reason, "tool_calls")
+        self.assertEqual(streamed.message.tool_calls[0].function.arguments, call.function.arguments)
+        # The result goes back, and an answer in words comes.
+        turn = [*CHAT, message, {"role": "tool", "tool_call_id": call.id, "content": "sunny, 24 degrees"}]
+        final = self.chat(messages=turn, tools=tools).choices[0]
+        show("after the tool's result", final.message.content)
+        self.assertIn(final.finish_reason, ["stop", "length", "tool_calls"])
 
     def test_max_completion_tokens_wins(self):
         answer = self.chat(max_tokens=24, max_completion_tokens=3)

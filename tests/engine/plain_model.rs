@@ -1,7 +1,7 @@
 //! What must come out: the fake model run one request at a time, one token at a time, with no cache, no blocks, no
 //! batches, and stop strings looked for in the whole text. Written to be obviously right, not fast.
 
-use rill_engine::sampler::{Sampler, TokenHistory};
+use rill_engine::sampler::{RuledOut, Sampler, TokenHistory};
 use rill_engine::{FinishReason, GenerateRequest, TokenLogprobs, TokenText};
 
 use crate::fake_runner::{Context, FakeText};
@@ -56,7 +56,9 @@ pub fn run(request: &GenerateRequest, context_len: usize) -> Expected {
         let index = count as u64;
         let token = match plain_greedy(request) {
             true => argmax(&logits, masked),
-            false => sampler.sample(&logits, &request.sampling, &history, masked, index).expect("finite logits"),
+            false => sampler
+                .sample(&logits, &request.sampling, &history, RuledOut { tokens: masked, mask: None }, index)
+                .expect("finite logits"),
         };
         history.push(token);
         expected.token_ids.push(token);

@@ -96,5 +96,6 @@ pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) 
         prompt_logprobs: random.one_in(6).then(|| random.below(4) as u32),
         priority: *random.pick(&[0, 0, 0, -1, 1]),
         cache_salt: random.pick(&[None, None, None, Some("tenant a"), Some("tenant b")]).map(String::from),
+        grammar: None,
     }
 }

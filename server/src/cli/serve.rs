@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::Device;
+use crate::config::{Device, ReasoningParser};
+use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
 pub struct ServeFlags {
@@ -62,6 +63,12 @@ pub struct ServeFlags {
     /// Take `chat_template` from requests, too.
     #[arg(long, env = "RILL_TRUST_REQUEST_CHAT_TEMPLATE")]
     pub trust_request_chat_template: bool,
+    /// How the model writes tool calls [default: what its chat template shows].
+    #[arg(long, env = "RILL_TOOL_CALL_PARSER", value_enum)]
+    pub tool_call_parser: Option<ToolFormat>,
+    /// How the model marks its thoughts [default: what its chat template shows]; `none` leaves them in the content.
+    #[arg(long, env = "RILL_REASONING_PARSER", value_enum)]
+    pub reasoning_parser: Option<ReasoningParser>,
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,

@@ -28,12 +28,16 @@ pub struct ChatFields {
     pub echo: Option<bool>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 pub struct Message {
     pub role: String,
     pub content: Option<Content>,
     pub name: Option<String>,
     pub tool_calls: Option<Vec<Value>>,
+    /// Of the call that a `tool` message answers.
+    pub tool_call_id: Option<String>,
+    /// Thoughts of an earlier answer.
+    pub reasoning_content: Option<String>,
     pub function_call: Option<Value>,
 }
 
@@ -103,6 +107,26 @@ pub struct ChatChoice {
 #[derive(Debug, Serialize)]
 pub struct ReplyMessage {
     pub role: &'static str,
-    pub content: String,
+    /// Null where there are calls or thoughts and nothing else.
+    pub content: Option<String>,
     pub refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ReplyCall>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReplyCall {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub function: ReplyFunction,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReplyFunction {
+    pub name: String,
+    /// JSON text, as the model wrote it.
+    pub arguments: String,
 }

@@ -155,6 +155,7 @@ impl ApiError {
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", message)
             },
             FailureKind::ShuttingDown => Self::unavailable(&message, 5),
+            FailureKind::Grammar => ApiError { code: Some("grammar_failed"), ..Self::bad_request(message) },
             FailureKind::Internal => Self::internal(message),
         }
     }

@@ -7,6 +7,8 @@ use serde::Deserialize as DeriveDeserialize;
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::structured::{ResponseFormat, StructuredOutputs};
+
 /// Parsed from the same body as the endpoint's own fields; numbers are as wide as JSON's here, so that a value out
 /// of range is told apart from one of the wrong type.
 #[derive(Debug, Default, DeriveDeserialize)]
@@ -35,6 +37,13 @@ pub struct SharedFields {
     pub prompt_logprobs: Option<i64>,
     pub priority: Option<i64>,
     pub cache_salt: Option<String>,
+    pub response_format: Option<ResponseFormat>,
+    pub structured_outputs: Option<StructuredOutputs>,
+    pub guided_json: Option<Value>,
+    pub guided_regex: Option<String>,
+    pub guided_choice: Option<Vec<String>>,
+    pub guided_grammar: Option<String>,
+    pub guided_whitespace_pattern: Option<String>,
     /// Accepted and not used: they change nothing in what is generated.
     pub user: Option<String>,
     pub metadata: Option<BTreeMap<String, Value>>,

@@ -15,24 +15,19 @@ const FIELDS: &[Field] = &[
     ("early_stopping", is_false),
     ("function_call", none_word),
     ("functions", empty),
-    ("guided_choice", empty),
-    ("guided_grammar", never),
-    ("guided_json", never),
-    ("guided_regex", never),
     ("kv_transfer_params", never),
     ("length_penalty", is_one),
     ("logits_processors", empty),
     ("mm_processor_kwargs", empty),
     ("modalities", text_only),
+    ("moderation", never),
     ("prediction", never),
     ("prompt_embeds", never),
     ("reasoning_effort", never),
-    ("response_format", text_format),
     ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
     ("spaces_between_special_tokens", is_true),
     ("store", is_false),
-    ("structured_outputs", never),
     ("suffix", empty),
     ("truncate_prompt_tokens", never),
     ("use_beam_search", is_false),
@@ -71,10 +66,6 @@ fn empty(value: &Value) -> bool {
 
 fn text_only(value: &Value) -> bool {
     value.as_array().is_some_and(|items| items.iter().all(|item| item == "text"))
-}
-
-fn text_format(value: &Value) -> bool {
-    value["type"] == "text"
 }
 
 /// The first unsupported field of a request body that asks for something; null always asks for nothing.
@@ -134,12 +125,6 @@ mod tests {
             (r#"{"suffix":"x"}"#, Some("suffix")),
             (r#"{"use_beam_search":false}"#, None),
             (r#"{"use_beam_search":true}"#, Some("use_beam_search")),
-            (r#"{"response_format":{"type":"text"}}"#, None),
-            (r#"{"response_format":{"type":"json_object"}}"#, Some("response_format")),
-            (r#"{"response_format":"text"}"#, Some("response_format")),
-            (r#"{"guided_json":{}}"#, Some("guided_json")),
-            (r#"{"guided_regex":"a+"}"#, Some("guided_regex")),
-            (r#"{"structured_outputs":{"json":{}}}"#, Some("structured_outputs")),
             (r#"{"functions":[{"name":"f"}]}"#, Some("functions")),
             (r#"{"modalities":["text"]}"#, None),
             (r#"{"modalities":["text","audio"]}"#, Some("modalities")),

@@ -1,24 +1,23 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/chat/completions`, and `/render`, which stops short of generating.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
-use super::{choices_of, new_id, over_text, parse_generation, prompt_error};
-use crate::app::{AppState, Serving, unix_seconds};
+use super::{new_id, parse_generation};
+use crate::app::{AppState, unix_seconds};
 use crate::body::JsonBytes;
-use crate::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
-use crate::generation::{Generation, finish_reason};
+use crate::chat_request::ChatRequest;
+use crate::event_stream;
+use crate::generation::finish_reason;
 use crate::logprob_format;
-use crate::messages;
 use crate::protocol::ApiError;
-use crate::protocol::chat::{ChatChoice, ChatFields, ChatResponse, Message, ReplyMessage};
+use crate::protocol::chat::{ChatChoice, ChatFields, ChatResponse};
 use crate::protocol::usage::UsageBody;
-use crate::sse::{self, FrameWriter, StreamHead, StreamKind};
-use crate::validate;
+use crate::sse::{FrameWriter, StreamHead, StreamKind};
 
 pub async fn chat_completions(
     State(state): State<Arc<AppState>>,
@@ -27,40 +26,18 @@ pub async fn chat_completions(
     let (serving, in_flight) = state.enter()?;
     let (shared, own) = parse_generation::<ChatFields>(&body)?;
     drop(body);
-    let model = serving.model_name(shared.model.as_deref())?.to_owned();
-    let options = validate::shared(&shared, &serving.limits())?;
-    let top_logprobs = top_logprobs(&own)?;
-    refuse_tool_calls(&own)?;
-    if own.echo == Some(true) {
-        return Err(ApiError::unsupported("echo"));
-    }
-    let chat = ChatPrompt::new(
-        own.messages.as_deref().unwrap_or_default(),
-        ChatPromptFields {
-            tools: own.tools,
-            documents: own.documents,
-            add_generation_prompt: own.add_generation_prompt,
-            continue_final_message: own.continue_final_message,
-            chat_template: own.chat_template,
-            variables: own.chat_template_kwargs,
-        },
-        state.trusts_request_chat_template(),
-    )?;
-    // The template writes the beginning-of-text token itself.
-    let ids = chat.encode(&serving, own.add_special_tokens.unwrap_or(false)).await?;
-    let max_tokens = validate::max_tokens_for("messages", &options, ids.len(), None, &serving.limits())?;
-
-    let n = options.n;
+    let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
+    let n = chat.options.n;
     let id = new_id("chatcmpl")?;
     let created_s = unix_seconds();
-    let requests = choices_of(ids, max_tokens, &options, top_logprobs, options.prompt_logprobs).collect();
-    let generation = Generation::submit(&serving.engine, requests)?;
-    let top_logprobs = top_logprobs.map(|top| top as usize);
+    let generation = chat.submit(&serving)?;
+    let ChatRequest { model, options, answers, .. } = chat;
+    let top_logprobs = chat.top_logprobs.map(|top| top as usize);
     if options.stream {
         let head = StreamHead { id: &id, created_s, model: &model, fingerprint: &serving.fingerprint };
-        let kind = StreamKind::Chat { top_logprobs };
+        let kind = StreamKind::Chat { top_logprobs, answers };
         let writer = FrameWriter::new(serving.clone(), &head, kind, n, n, options.include_usage);
-        return sse::respond(generation, writer, in_flight).await;
+        return event_stream::respond(generation, writer, in_flight, state.keep_alive()).await;
     }
     let outcomes =
         generation.collect().await.map_err(|failure| ApiError::failed(failure.kind, failure.message))?;
@@ -73,11 +50,12 @@ pub async fn chat_completions(
     let mut choices = Vec::with_capacity(n);
     for (index, outcome) in outcomes.into_iter().enumerate() {
         usage.add(outcome.usage, index == 0);
+        let (message, finish_reason) = answers.message(index, &outcome.text, finish_reason(outcome.reason));
         choices.push(ChatChoice {
             index,
-            message: ReplyMessage { role: "assistant", content: outcome.text, refusal: None },
+            message,
             logprobs: top_logprobs.map(|top| logprob_format::chat(tokenizer, &outcome.logprobs, top)),
-            finish_reason: finish_reason(outcome.reason),
+            finish_reason,
         });
     }
     let response = ChatResponse {
@@ -93,98 +71,17 @@ pub async fn chat_completions(
     Ok(Json(response).into_response())
 }
 
-/// The alternatives to report a token; `None`: no log-probabilities.
-fn top_logprobs(fields: &ChatFields) -> Result<Option<u32>, ApiError> {
-    let top = validate::integer("top_logprobs", fields.top_logprobs, 0, validate::LOGPROBS_MAX)?;
-    match (fields.logprobs.unwrap_or(false), top) {
-        (true, top) => Ok(Some(top.unwrap_or(0) as u32)),
-        (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true")),
-    }
-}
-
-/// Tools may be shown to the model, but calls are not parsed yet: only `tool_choice: "none"` is honest.
-fn refuse_tool_calls(fields: &ChatFields) -> Result<(), ApiError> {
-    let choice = fields.tool_choice.as_ref();
-    let none = choice.is_some_and(|choice| choice == "none");
-    let has_tools = fields.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-    if has_tools && !none {
-        return Err(ApiError::unsupported_value("tools", "tools other than with tool_choice `none`"));
-    }
-    if choice.is_some_and(|choice| choice != "none" && choice != "auto") {
-        return Err(ApiError::unsupported("tool_choice"));
-    }
-    Ok(())
-}
-
-/// The fields that shape a chat's prompt, as sent.
-#[derive(Default)]
-pub struct ChatPromptFields {
-    pub tools: Option<Vec<Value>>,
-    pub documents: Option<Vec<Value>>,
-    pub add_generation_prompt: Option<bool>,
-    pub continue_final_message: Option<bool>,
-    pub chat_template: Option<String>,
-    pub variables: Option<Map<String, Value>>,
-}
-
-/// A chat, checked and ready to be turned into tokens.
-pub struct ChatPrompt {
-    messages: Vec<TemplateMessage>,
-    fields: ChatPromptFields,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
-}
-
-impl ChatPrompt {
-    pub fn new(messages: &[Message], fields: ChatPromptFields, trust_template: bool) -> Result<Self, ApiError> {
-        let messages = messages::for_template(messages)?;
-        if fields.chat_template.is_some() && !trust_template {
-            return Err(ApiError::invalid(
-                "chat_template",
-                "chat_template in requests is not taken unless the server runs with --trust-request-chat-template",
-            ));
-        }
-        let continue_final_message = fields.continue_final_message.unwrap_or(false);
-        let add_generation_prompt = fields.add_generation_prompt.unwrap_or(!continue_final_message);
-        if continue_final_message && add_generation_prompt {
-            return Err(ApiError::invalid(
-                "continue_final_message",
-                "continue_final_message and add_generation_prompt may not both be true",
-            ));
-        }
-        Ok(ChatPrompt { messages, fields, add_generation_prompt, continue_final_message })
-    }
-
-    pub async fn encode(self, serving: &Arc<Serving>, add_special: bool) -> Result<Vec<u32>, ApiError> {
-        let bytes = self.messages.iter().map(|message| message.content.len()).sum();
-        let serving = serving.clone();
-        over_text(bytes, move || self.encode_here(&serving, add_special)).await?
-    }
-
-    fn encode_here(&self, serving: &Serving, add_special: bool) -> Result<Vec<u32>, ApiError> {
-        let own = self.fields.chat_template.as_deref();
-        let requested = own
-            .map(|source| match &serving.template {
-                Some(template) => template.with_source(source),
-                None => ChatTemplate::new(source, "", ""),
-            })
-            .transpose()
-            .map_err(|error| ApiError::invalid("chat_template", error.to_string()))?;
-        let Some(template) = requested.as_ref().or(serving.template.as_ref()) else {
-            return Err(ApiError::invalid(
-                "messages",
-                "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE",
-            ));
-        };
-        let input = RenderInput {
-            messages: &self.messages,
-            tools: self.fields.tools.as_deref().filter(|tools| !tools.is_empty()),
-            documents: self.fields.documents.as_deref(),
-            add_generation_prompt: self.add_generation_prompt,
-            continue_final_message: self.continue_final_message,
-            variables: self.fields.variables.as_ref(),
-        };
-        serving.prompts.encode_chat(template, &input, add_special).map_err(|error| prompt_error("messages", error))
-    }
+/// What `/v1/chat/completions` would give the model for the same body.
+pub async fn render(
+    State(state): State<Arc<AppState>>,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<Value>, ApiError> {
+    let serving = state.serving()?.clone();
+    let (shared, own) = parse_generation::<ChatFields>(&body)?;
+    let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
+    let prompt = serving.tokenizer().decode(&chat.ids, false);
+    Ok(Json(json!({
+        "model": chat.model, "prompt": prompt, "token_ids": chat.ids, "count": chat.ids.len(),
+        "max_tokens": chat.max_tokens,
+    })))
 }

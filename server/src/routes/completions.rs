@@ -6,10 +6,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use rill_engine::GenerateRequest;
+use serde_json::{Value, json};
 
-use super::{choices_of, new_id, over_text, parse_generation, prompt_error};
+use super::{choices_of, grammar_for, new_id, over_text, parse_generation, prompt_error};
 use crate::app::{AppState, Serving, unix_seconds};
 use crate::body::JsonBytes;
+use crate::event_stream;
 use crate::generation::{Generation, Outcome, finish_reason};
 use crate::logprob_format::{self, CompletionLogprobsBuilder};
 use crate::protocol::ApiError;
@@ -17,7 +19,7 @@ use crate::protocol::completion::{CompletionChoice, CompletionFields, Completion
 use crate::protocol::logprobs::CompletionLogprobs;
 use crate::protocol::prompt::Prompt;
 use crate::protocol::usage::UsageBody;
-use crate::sse::{self, Echo, FrameWriter, StreamHead, StreamKind};
+use crate::sse::{Echo, FrameWriter, StreamHead, StreamKind};
 use crate::validate;
 
 /// OpenAI's default on this endpoint.
@@ -44,6 +46,7 @@ pub async fn completions(
     }
     validate::choices(prompts.len(), n)?;
 
+    let grammar = grammar_for(&serving, &shared).await?;
     let echo = own.echo.unwrap_or(false);
     let encoded = encode(&serving, prompts, own.add_special_tokens.unwrap_or(true)).await?;
     let prompt_logprobs = if echo { options.prompt_logprobs.max(logprobs) } else { options.prompt_logprobs };
@@ -57,7 +60,7 @@ pub async fn completions(
             let text = text.unwrap_or_else(|| serving.tokenizer().decode(&ids, skip_special));
             echoes.push(Echo { text, ids: ids.clone() });
         }
-        requests.extend(choices_of(ids, max_tokens, &options, logprobs, prompt_logprobs));
+        requests.extend(choices_of(ids, max_tokens, &options, logprobs, prompt_logprobs, grammar.as_ref()));
     }
 
     let count = requests.len();
@@ -69,7 +72,7 @@ pub async fn completions(
         let head = StreamHead { id: &id, created_s, model: &model, fingerprint: &serving.fingerprint };
         let kind = StreamKind::Completion { echoes, logprobs: logprobs.is_some(), skip_special };
         let writer = FrameWriter::new(serving.clone(), &head, kind, n, count, options.include_usage);
-        return sse::respond(generation, writer, in_flight).await;
+        return event_stream::respond(generation, writer, in_flight, state.keep_alive()).await;
     }
     let outcomes =
         generation.collect().await.map_err(|failure| ApiError::failed(failure.kind, failure.message))?;
@@ -163,4 +166,25 @@ async fn encode(
             .collect()
     })
     .await?
+}
+
+/// What `/v1/completions` would give the model for the same body, prompt by prompt.
+pub async fn render(
+    State(state): State<Arc<AppState>>,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<Value>, ApiError> {
+    let serving = state.serving()?.clone();
+    let (shared, own) = parse_generation::<CompletionFields>(&body)?;
+    let model = serving.model_name(shared.model.as_deref())?.to_owned();
+    let prompts = own.prompt.map(|prompts| prompts.0).unwrap_or_default();
+    validate::choices(prompts.len(), 1)?;
+    let encoded = encode(&serving, prompts, own.add_special_tokens.unwrap_or(true)).await?;
+    let rendered: Vec<Value> = encoded
+        .into_iter()
+        .map(|(text, ids)| {
+            let prompt = text.unwrap_or_else(|| serving.tokenizer().decode(&ids, false));
+            json!({"prompt": prompt, "count": ids.len(), "token_ids": ids})
+        })
+        .collect();
+    Ok(Json(json!({"model": model, "prompts": rendered})))
 }

@@ -3,19 +3,23 @@
 pub mod chat;
 pub mod completions;
 pub mod health;
+pub mod messages;
 pub mod metrics;
 pub mod models;
+pub mod responses;
 pub mod tokenize;
 pub mod ui;
 
-use rill_engine::GenerateRequest;
+use rill_engine::{GenerateRequest, Grammar};
 use serde::de::DeserializeOwned;
 
+use crate::app::Serving;
 use crate::body::parse;
 use crate::prompt::PromptError;
 use crate::protocol::ApiError;
 use crate::protocol::sampling::SharedFields;
 use crate::protocol::unsupported::UnsupportedField;
+use crate::structured;
 use crate::validate::{self, SharedOptions};
 
 /// Text up to this long is tokenised where the request is handled: handing it to another thread costs as much.
@@ -32,7 +36,7 @@ fn parse_generation<T: DeserializeOwned>(body: &[u8]) -> Result<(SharedFields, T
 }
 
 /// Runs `work` over `bytes` of text, away from the network's threads if that is much.
-async fn over_text<T: Send + 'static>(
+pub(crate) async fn over_text<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -52,21 +56,30 @@ fn new_id(prefix: &str) -> Result<String, ApiError> {
     Ok(format!("{prefix}-{random:016x}"))
 }
 
-fn prompt_error(param: &str, error: PromptError) -> ApiError {
+pub(crate) fn prompt_error(param: &str, error: PromptError) -> ApiError {
     match error {
         PromptError::TooLong { .. } => ApiError::context_length(param, error.to_string()),
         PromptError::Template(_) | PromptError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
     }
 }
 
+/// The compiled grammar of what the request's output must match, if it must.
+async fn grammar_for(serving: &Serving, fields: &SharedFields) -> Result<Option<Grammar>, ApiError> {
+    match structured::grammar_of(fields)? {
+        Some(grammar) => serving.grammars.compile(&grammar).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// The engine's requests for the `n` choices of one prompt.
-fn choices_of(
+pub(crate) fn choices_of<'a>(
     prompt: Vec<u32>,
     max_tokens: u32,
-    options: &SharedOptions,
+    options: &'a SharedOptions,
     logprobs: Option<u32>,
     prompt_logprobs: Option<u32>,
-) -> impl Iterator<Item = GenerateRequest> {
+    grammar: Option<&'a Grammar>,
+) -> impl Iterator<Item = GenerateRequest> + 'a {
     (0..options.n).map(move |j| {
         let mut sampling = options.sampling.clone();
         sampling.seed = validate::seed_of_choice(sampling.seed, j);
@@ -80,6 +93,7 @@ fn choices_of(
             prompt_logprobs,
             priority: options.priority,
             cache_salt: options.cache_salt.clone(),
+            grammar: grammar.cloned(),
         }
     })
 }

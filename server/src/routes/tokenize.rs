@@ -5,10 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 
-use super::chat::{ChatPrompt, ChatPromptFields};
 use super::{over_text, prompt_error};
 use crate::app::AppState;
 use crate::body::{JsonBytes, parse};
+use crate::chat_request::{ChatPrompt, ChatPromptFields};
 use crate::protocol::ApiError;
 use crate::protocol::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 use crate::validate;
@@ -30,6 +30,7 @@ pub async fn tokenize(
         }
         (None, Some(messages)) => {
             let fields = ChatPromptFields {
+                describe_tools: request.tools.is_some(),
                 tools: request.tools,
                 documents: None,
                 add_generation_prompt: request.add_generation_prompt,

@@ -1,0 +1,117 @@
+//! `POST /v1/responses`, and `GET` and `DELETE /v1/responses/{id}`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use super::new_id;
+use crate::app::{AppState, unix_seconds};
+use crate::body::{JsonBytes, parse};
+use crate::chat_request::ChatRequest;
+use crate::event_stream;
+use crate::protocol::ApiError;
+use crate::protocol::error::shorten;
+use crate::protocol::responses::ResponsesRequest;
+use crate::response_output::ResponseWriter;
+use crate::responses_request::to_chat;
+
+pub async fn responses(
+    State(state): State<Arc<AppState>>,
+    JsonBytes(body): JsonBytes,
+) -> Result<Response, ApiError> {
+    let (serving, in_flight) = state.enter()?;
+    let request: ResponsesRequest = parse(&body)?;
+    drop(body);
+    let earlier = match &request.previous_response_id {
+        Some(id) => state.responses().get(id).ok_or_else(|| not_found("previous_response_id", id))?.turns,
+        None => Vec::new(),
+    };
+    let (shared, own, turns) = to_chat(&request, earlier)?;
+    let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
+    let generation = chat.submit(&serving)?;
+    let store = request.store.unwrap_or(true);
+    let head = head(&request, &chat.model)?;
+    let mut writer = ResponseWriter::new(
+        state.clone(),
+        head,
+        chat.answers.reader(0),
+        store.then_some(turns),
+        chat.options.stream,
+    );
+    if chat.options.stream {
+        return event_stream::respond(generation, writer, in_flight, state.keep_alive()).await;
+    }
+    let outcome = generation
+        .collect()
+        .await
+        .map_err(|failure| ApiError::failed(failure.kind, failure.message))?
+        .pop()
+        .ok_or_else(|| ApiError::internal("the engine gave nothing"))?;
+    writer.text(&outcome.text);
+    Ok(Json(writer.end(outcome.reason, outcome.usage)).into_response())
+}
+
+pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    state.responses().get(&id).map(|kept| Json(kept.response)).ok_or_else(|| not_found("response_id", &id))
+}
+
+pub async fn delete(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    if !state.responses().delete(&id) {
+        return Err(not_found("response_id", &id));
+    }
+    Ok(Json(json!({"id": id, "object": "response", "deleted": true})))
+}
+
+fn not_found(param: &str, id: &str) -> ApiError {
+    ApiError {
+        status: StatusCode::NOT_FOUND,
+        ..ApiError::invalid(param, format!("{param}: no response `{}` is kept", shorten(id)))
+    }
+}
+
+/// All of a response that is known before it is generated.
+fn head(request: &ResponsesRequest, model: &str) -> Result<Map<String, Value>, ApiError> {
+    let format = request.text.as_ref().and_then(|text| text.format.as_ref());
+    let format = match format {
+        Some(format) if format.kind == "json_schema" => json!({
+            "type": "json_schema", "name": format.schema.name, "schema": format.schema.schema,
+            "strict": format.schema.strict,
+        }),
+        Some(format) => json!({"type": format.kind}),
+        None => json!({"type": "text"}),
+    };
+    let response = json!({
+        "id": new_id("resp")?.replacen('-', "_", 1),
+        "object": "response",
+        "created_at": unix_seconds(),
+        "status": "in_progress",
+        "background": false,
+        "error": null,
+        "incomplete_details": null,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls.unwrap_or(true),
+        "previous_response_id": request.previous_response_id,
+        "reasoning": {"effort": null, "summary": null},
+        "store": request.store.unwrap_or(true),
+        "temperature": request.temperature.unwrap_or(1.0),
+        "text": {"format": format},
+        "tool_choice": request.tool_choice.clone().unwrap_or_else(|| json!("auto")),
+        "tools": request.tools.clone().unwrap_or_default(),
+        "top_p": request.top_p.unwrap_or(1.0),
+        "truncation": "disabled",
+        "usage": null,
+        "user": request.user,
+        "metadata": request.metadata.clone().unwrap_or_default(),
+    });
+    match response {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(ApiError::internal("a response is an object")),
+    }
+}
