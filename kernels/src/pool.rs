@@ -19,7 +19,8 @@ const REMAINING: u64 = 0xffff_ffff;
 /// Added to the ticket for every job, so that a late worker's exchange fails.
 const EPOCH: u64 = 1 << 32;
 
-type Job = *const (dyn Fn(usize) + Sync);
+/// A job and the number of its chunks.
+type Job = (*const (dyn Fn(usize) + Sync), usize);
 
 struct Shared {
     /// `epoch << 32 | chunks not yet claimed`: a claim takes both in one exchange, so a chunk claimed belongs to the
@@ -68,8 +69,11 @@ impl Shared {
         while let Some(left) = self.claim() {
             // SAFETY: a chunk of the current job is claimed and not finished, so the owner is still inside `run`:
             // the cell is not being written and the closure it points to is alive.
-            let job = unsafe { &*(*self.job.get()).expect("a job is set while chunks are left") };
-            if catch_unwind(AssertUnwindSafe(|| job(left - 1))).is_err() {
+            let (job, chunks) = unsafe {
+                let (job, chunks) = (*self.job.get()).expect("a job is set while chunks are left");
+                (&*job, chunks)
+            };
+            if catch_unwind(AssertUnwindSafe(|| job(chunks - left))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
             self.pending.fetch_sub(1, Ordering::Release);
@@ -107,7 +111,8 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `f(0)`, …, `f(chunks - 1)`, each once, on any thread and in any order, and returns when all are done.
+    /// Calls `f(0)`, …, `f(chunks - 1)`, each once, on any thread, and returns when all are done. They are
+    /// taken in ascending order.
     ///
     /// # Panics
     /// If a chunk panicked: with workers after all others have run, alone at once.
@@ -118,10 +123,12 @@ impl Pool {
         }
         assert!(chunks as u64 <= REMAINING, "{chunks} chunks in one job");
         // SAFETY: only the lifetime is erased; `run` does not return before every chunk is done.
-        let job: Job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f) };
+        let job = unsafe {
+            std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(f)
+        };
         // SAFETY: `&mut self` and the wait below mean no job is running, and the ticket has no chunk left to claim,
         // so nobody reads the cell.
-        unsafe { *self.shared.job.get() = Some(job) };
+        unsafe { *self.shared.job.get() = Some((job, chunks)) };
         self.shared.pending.store(chunks, Ordering::Relaxed);
         let epoch = self.shared.ticket.load(Ordering::Relaxed) & !REMAINING;
         self.shared.ticket.store(epoch.wrapping_add(EPOCH) | chunks as u64, Ordering::Release);

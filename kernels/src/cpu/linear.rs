@@ -15,6 +15,8 @@ use std::ops::Range;
 
 /// Weights that all blocks of rows pass over before the next ones are touched: a share of the second-level cache.
 const HOT_BYTES: usize = 128 << 10;
+/// A cache line.
+const LINE: usize = 64;
 
 /// What happens to a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,12 +180,13 @@ unsafe fn put_part(job: &Job<'_>, out: *mut f32, values: &[[f32; LANES]], len: u
 unsafe fn tile<S: Simd, G: Groups, const T: usize>(
     job: &Job<'_>,
     (codes, scales): (*const u8, *const u16),
-    tile: usize,
+    (tile, fetch): (usize, bool),
     row: usize,
 ) {
     let groups = job.weights.cols / GROUP;
     let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
     // SAFETY: weights hold `groups` groups a tile, rows hold `groups` groups a block; offsets stay inside both.
+    // What is fetched ahead may lie beyond: nothing of it is read here.
     unsafe {
         let place = block * groups * BLOCK_ROWS + lane;
         let mut q = job.x.q.as_ptr().add(place * GROUP).cast::<u8>();
@@ -195,6 +198,13 @@ unsafe fn tile<S: Simd, G: Groups, const T: usize>(
         let mut acc = [S::zero(); T];
         for _ in 0..groups {
             let w = G::unpack::<S>(codes, scales);
+            if fetch {
+                let next = codes.wrapping_add(groups * G::CODE_BYTES);
+                for line in 0..G::CODE_BYTES / LINE {
+                    S::prefetch(next.wrapping_add(line * LINE));
+                }
+                S::prefetch(scales.wrapping_add(groups * G::SCALES).cast());
+            }
             let mut dot = [S::isplat(0); T];
             if !G::MIN {
                 for t in 0..T {
@@ -235,19 +245,22 @@ unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *con
             let mut row = block;
             while row < end {
                 let left = end - row;
+                // Eight rows keep the multipliers busy for longer than memory takes to bring the next tile: it is asked
+                // for once, beside the first of them. Fewer rows wait for memory whatever is asked for.
+                let fetch = row == 0;
                 // SAFETY: rows `row..row + T` are inside the block and the batch.
                 unsafe {
                     row += if S::TILE_TOKENS >= 8 && left >= 8 {
-                        tile::<S, G, 8>(job, weights, t, row);
+                        tile::<S, G, 8>(job, weights, (t, fetch), row);
                         8
                     } else if left >= 4 {
-                        tile::<S, G, 4>(job, weights, t, row);
+                        tile::<S, G, 4>(job, weights, (t, false), row);
                         4
                     } else if left >= 2 {
-                        tile::<S, G, 2>(job, weights, t, row);
+                        tile::<S, G, 2>(job, weights, (t, false), row);
                         2
                     } else {
-                        tile::<S, G, 1>(job, weights, t, row);
+                        tile::<S, G, 1>(job, weights, (t, false), row);
                         1
                     }
                 }

@@ -64,13 +64,15 @@ impl Matrix {
 /// What one step's attention needs, for all layers.
 #[derive(Default)]
 pub struct Step {
-    rows: usize,
+    /// The batch it was prepared for.
+    positions: Vec<u32>,
+    query_starts: Vec<u32>,
     /// Heads and head dimension it was prepared for.
     heads: Option<AttentionShape>,
     /// Cosines then sines of each row: `[row][2][n]`.
     rotations: Buffer<f32>,
     frequencies: usize,
-    items: Vec<attention::Item>,
+    plan: attention::Plan,
     /// Rotated queries, bf16: `[row][heads * padded head_dim]`.
     queries: Buffer<u16>,
     /// Attention's output where heads are no whole groups of the 8-bit form.
@@ -187,7 +189,12 @@ impl Backend for CpuBackend {
         let n = rope.inverse_frequencies.len();
         assert!(2 * n <= heads.head_dim, "{n} frequencies turn more than {} dimensions", heads.head_dim);
         assert!(heads.kv_heads > 0 && heads.heads.is_multiple_of(heads.kv_heads), "heads in whole groups");
-        (step.rows, step.heads, step.frequencies) = (input.positions.len(), Some(heads), n);
+        (step.heads, step.frequencies) = (Some(heads), n);
+        for (kept, given) in [(&mut step.positions, input.positions), (&mut step.query_starts, input.query_starts)]
+        {
+            kept.clear();
+            kept.extend_from_slice(given);
+        }
         step.rotations.reserve(input.positions.len() * 2 * n);
         step.queries.reserve(input.positions.len() * heads.heads * heads.padded_dim());
         let rotations = Shared::new(&mut step.rotations);
@@ -203,7 +210,7 @@ impl Backend for CpuBackend {
                 }
             }
         });
-        attention::list_items(input, heads, &mut step.items);
+        step.plan.make(input, heads, self.pool.threads());
     }
 
     fn embed(&mut self, table: &Linear, ids: &[u32], scale: f32, out: &mut Matrix) {

@@ -151,6 +151,7 @@ fn misused_attention_panics() {
     assert!(message.contains("prepared"));
     // A block table shorter than its sequence.
     let bad = StepInput { positions: &[16, 17], context_lens: &[18], ..good };
+    backend.prepare(bad, &rope, heads, &mut step);
     panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH)));
     // A step prepared for other rows or other heads.
     let one =

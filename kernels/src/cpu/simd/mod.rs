@@ -123,6 +123,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn isplat(x: i32) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;
 
+    /// Has the line at `p`, which may be any address, brought near.
+    unsafe fn prefetch(p: *const u8);
     /// Reads 64 bytes.
     unsafe fn load_b(p: *const u8) -> Self::B;
     /// Reads 4 bytes into every lane.

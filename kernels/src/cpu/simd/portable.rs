@@ -46,6 +46,7 @@ impl Simd for Portable {
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         bits.map(|b| f16::from_bits(b).to_f32())
     }
+    unsafe fn prefetch(_: *const u8) {}
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         // SAFETY: the caller gives 16 readable bfloat16.
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
