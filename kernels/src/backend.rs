@@ -153,6 +153,19 @@ pub trait Backend: Send {
     fn silu_mul(&mut self, gate_up: &Self::Matrix, out: (&mut Self::Rows, Form)) {
         self.gated(Activation::Silu, gate_up, out);
     }
+    /// `out` = activation(gate) · up, where the layer's outputs are the gate's values followed by up's: a linear layer and
+    /// [`Backend::gated`] in one. What is in `scratch` afterwards is up to the backend.
+    fn linear_gated(
+        &mut self,
+        layer: &Self::Linear,
+        activation: Activation,
+        x: &Self::Rows,
+        scratch: &mut Self::Matrix,
+        out: (&mut Self::Rows, Form),
+    ) {
+        self.linear(layer, x, scratch);
+        self.gated(activation, scratch, out);
+    }
     /// `out` = activation(x).
     fn activate(&mut self, activation: Activation, x: &Self::Matrix, out: (&mut Self::Rows, Form));
     /// All rows of x, or those `select` names, as they are, in the form a linear layer reads.

@@ -2,6 +2,7 @@
 //! nothing until they are used, and ask for huge pages.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -131,6 +132,11 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub(crate) fn new(slice: &mut [T]) -> Shared<T> {
         Shared(slice.as_mut_ptr())
+    }
+
+    /// The same for memory that is written before it is read.
+    pub(crate) fn uninit(slice: &mut [MaybeUninit<T>]) -> Shared<T> {
+        Shared(slice.as_mut_ptr().cast())
     }
 
     pub(crate) fn at(self, index: usize) -> *mut T {

@@ -1,7 +1,6 @@
 //! Nonlinearities: gated and plain feed-forward activations, fused with quantising, and the soft cap of logits.
 
-use super::norm::{Lanes, load_part, put_pieces, store_part};
-use super::rows::RowsOut;
+use super::norm::{Lanes, Place, load_part, put_pieces, store_part};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
@@ -116,9 +115,9 @@ pub(super) struct Row<'a> {
 }
 
 #[inline(always)]
-unsafe fn apply<S: Simd>(row: Row<'_>, out: (usize, RowsOut)) {
+unsafe fn apply<S: Simd>(row: Row<'_>, out: Place) {
     #[inline(always)]
-    unsafe fn with<S: Simd, F: Function>(row: Row<'_>, out: (usize, RowsOut)) {
+    unsafe fn with<S: Simd, F: Function>(row: Row<'_>, out: Place) {
         let values = Applied::<F> { x: row.x, up: row.up, function: std::marker::PhantomData };
         // SAFETY: forwarded.
         unsafe { put_pieces::<S, _>(row.x.len(), out, values) }
@@ -137,10 +136,10 @@ unsafe fn apply<S: Simd>(row: Row<'_>, out: (usize, RowsOut)) {
 
 /// # Safety
 /// `isa` is available; the row may be written in `out` and nobody else writes it.
-pub(super) unsafe fn apply_row(isa: Isa, row: Row<'_>, out: (usize, RowsOut)) {
+pub(super) unsafe fn apply_row(isa: Isa, row: Row<'_>, out: Place) {
     assert!(row.up.is_none_or(|up| up.len() == row.x.len()), "a gate and an up value for each output");
     // SAFETY: forwarded.
-    unsafe { dispatch!(isa, fn apply(row: Row<'_>, out: (usize, RowsOut))) }
+    unsafe { dispatch!(isa, fn apply(row: Row<'_>, out: Place)) }
 }
 
 /// `cap · tanh(x · inner)`, where `doubled` is 2 · log2 e · inner.

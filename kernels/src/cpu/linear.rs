@@ -6,11 +6,14 @@
 
 #![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
 
-use super::rows::{BLOCK_ROWS, Rows};
+use super::activation;
+use super::rows::{BLOCK_ROWS, Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
+use crate::backend::Activation;
 use crate::memory::Shared;
 use crate::packed::{GROUP, Layout, Packed, TILE_ROWS};
 use crate::pool::Pool;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Weights that all blocks of rows pass over before the next ones are touched: a share of the second-level cache.
@@ -26,13 +29,13 @@ pub(crate) enum Store {
     Add,
 }
 
-/// Where results go: `rows` rows, `stride` apart, this matrix's outputs starting at `first`.
+/// Where results go: rows `stride` apart, the job's first row and output at `first`.
 #[derive(Clone, Copy)]
-pub(crate) struct Output {
-    pub data: Shared<f32>,
-    pub stride: usize,
-    pub first: usize,
-    pub store: Store,
+struct Output {
+    data: Shared<f32>,
+    stride: usize,
+    first: usize,
+    store: Store,
 }
 
 /// A weight group in registers: eight vectors of four columns each, scale and minimum.
@@ -125,29 +128,29 @@ impl Groups for Eight {
     }
 }
 
-/// One call's operands: tiles `first_tile..last_tile` of a matrix against all rows.
-#[derive(Clone, Copy)]
+/// One call's operands: some tiles of a matrix against some rows, from the start of a block on.
 struct Job<'a> {
     weights: &'a Packed,
+    tiles: Range<usize>,
     x: &'a Rows,
+    rows: Range<usize>,
     out: Output,
-    first_tile: usize,
-    last_tile: usize,
 }
 
 /// Writes the results of one tile for the `T` rows from `row` on.
 #[inline(always)]
 unsafe fn put<S: Simd, const T: usize>(job: &Job<'_>, tile: usize, row: usize, acc: [S::F; T]) {
-    let first = tile * TILE_ROWS;
-    // SAFETY: rows and outputs are inside the matrix `linear` was given, and tiles belong to one chunk each.
+    let left = job.weights.rows - tile * TILE_ROWS;
+    let (row, tile) = (row - job.rows.start, tile - job.tiles.start);
+    // SAFETY: rows and outputs are inside the matrix the job was given, and tiles belong to one chunk each.
     unsafe {
-        let out = job.out.data.at(row * job.out.stride + job.out.first + first);
-        if job.weights.rows - first < TILE_ROWS {
+        let out = job.out.data.at(row * job.out.stride + job.out.first + tile * TILE_ROWS);
+        if left < TILE_ROWS {
             let mut values = [[0.0; LANES]; T];
             for t in 0..T {
                 S::store(values[t].as_mut_ptr(), acc[t]);
             }
-            put_part(job, out, &values, job.weights.rows - first);
+            put_part(job, out, &values, left);
         } else if job.out.store == Store::Add {
             for t in 0..T {
                 let out = out.add(t * job.out.stride);
@@ -238,10 +241,11 @@ unsafe fn tile<S: Simd, G: Groups, const T: usize>(
 unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *const u16)) {
     let tile_bytes = job.weights.cols / GROUP * (G::CODE_BYTES + 2 * G::SCALES);
     let hot_tiles = (HOT_BYTES / tile_bytes).max(1);
-    let tiles = (job.first_tile..job.last_tile).step_by(hot_tiles);
-    for (first, block) in tiles.flat_map(|t| (0..job.x.rows).step_by(BLOCK_ROWS).map(move |b| (t, b))) {
-        let end = (block + BLOCK_ROWS).min(job.x.rows);
-        for t in first..(first + hot_tiles).min(job.last_tile) {
+    let blocks = job.rows.clone().step_by(BLOCK_ROWS);
+    let hot = job.tiles.clone().step_by(hot_tiles);
+    for (first, block) in hot.flat_map(|t| blocks.clone().map(move |b| (t, b))) {
+        let end = (block + BLOCK_ROWS).min(job.rows.end);
+        for t in first..(first + hot_tiles).min(job.tiles.end) {
             let mut row = block;
             while row < end {
                 let left = end - row;
@@ -341,10 +345,10 @@ unsafe fn float_tile<S: Simd, W: Floats, const T: usize>(
 
 #[inline(always)]
 unsafe fn floats<S: Simd, W: Floats>(job: &Job<'_>, values: *const W::Stored) {
-    for t in job.first_tile..job.last_tile {
-        let mut row = 0;
-        while row < job.x.rows {
-            let left = job.x.rows - row;
+    for t in job.tiles.clone() {
+        let mut row = job.rows.start;
+        while row < job.rows.end {
+            let left = job.rows.end - row;
             // SAFETY: rows `row..row + T` are inside the batch.
             unsafe {
                 row += if S::TILE_TOKENS >= 8 && left >= 8 {
@@ -425,6 +429,12 @@ fn share(tiles: usize, threads: usize, chunk: usize) -> Range<usize> {
     bound(chunk)..bound(chunk + 1)
 }
 
+/// Panics where rows are not in the form that `matrix` reads.
+fn check_form(matrix: &Packed, x: &Rows) {
+    let float = matches!(matrix.layout, Layout::Half(_) | Layout::Brain(_) | Layout::Single(_));
+    assert!(matrix.cols == x.cols && if float { x.form.f32 } else { x.form.q8 }, "rows in the wrong form");
+}
+
 /// Multiplies `x` with the matrices of one layer, whose outputs lie side by side in `out` in order.
 ///
 /// # Panics
@@ -438,27 +448,90 @@ pub(crate) fn linear(
 ) {
     let width: usize = matrices.iter().map(|m| m.rows).sum();
     assert!(width <= stride && x.rows * stride <= out.len(), "a linear layer's output does not fit");
-    for m in matrices {
-        let float = matches!(m.layout, Layout::Half(_) | Layout::Brain(_) | Layout::Single(_));
-        assert!(m.cols == x.cols && if float { x.form.f32 } else { x.form.q8 }, "rows in the wrong form");
-    }
-    let tiles: usize = matrices.iter().map(Packed::tiles).sum();
+    matrices.iter().for_each(|matrix| check_form(matrix, x));
+    let all: usize = matrices.iter().map(Packed::tiles).sum();
     let threads = pool.threads();
     let data = Shared::new(out);
     pool.run(ROUNDS * threads, &|chunk| {
-        let Range { start: mut tile, end } = share(tiles, threads, chunk);
+        let mut mine = share(all, threads, chunk);
         let (mut first_tile, mut first) = (0, 0);
         for weights in matrices {
             let last = first_tile + weights.tiles();
-            if tile < end && tile < last {
-                let until = end.min(last);
-                let out = Output { data, stride, first, store };
-                let job = Job { weights, x, out, first_tile: tile - first_tile, last_tile: until - first_tile };
+            if mine.start < mine.end && mine.start < last {
+                let until = mine.end.min(last);
+                let tiles = mine.start - first_tile..until - first_tile;
+                let out = Output { data, stride, first: first + tiles.start * TILE_ROWS, store };
                 // SAFETY: the ISA was detected, forms and sizes are asserted above, and chunks are disjoint tiles.
-                unsafe { run(isa, &job) }
-                tile = until;
+                unsafe { run(isa, &Job { weights, tiles, x, rows: 0..x.rows, out }) }
+                mine.start = until;
             }
             (first_tile, first) = (last, first + weights.rows);
+        }
+    });
+}
+
+/// Outputs of a gated layer that are computed together: a group of the 8-bit form.
+const UNIT: usize = 2 * TILE_ROWS;
+/// Gate and up values a thread keeps between the products and the activation.
+const WIDE: usize = 8 << 10;
+
+/// A thread's gate and up values.
+#[repr(align(64))]
+struct Wide([MaybeUninit<f32>; WIDE]);
+
+/// Where gated layers find a matrix: from which tile on.
+pub(crate) type Half<'a> = (&'a Packed, usize);
+
+/// `out` = activation(gate · x) · (up · x), a few groups of outputs at a time while they are hot. The bits are those of
+/// [`linear`] followed by the activation.
+///
+/// # Panics
+/// If `out` is no whole number of groups wide, or a form is missing.
+pub(crate) fn gated(
+    isa: Isa,
+    pool: &mut Pool,
+    halves: [Half<'_>; 2],
+    activation: Activation,
+    x: &Rows,
+    out: RowsOut,
+) {
+    assert!(out.cols.is_multiple_of(UNIT), "a gated layer's outputs come in groups of {UNIT}");
+    for (matrix, first_tile) in halves {
+        check_form(matrix, x);
+        assert!(
+            first_tile * TILE_ROWS + out.cols <= matrix.rows,
+            "a gated layer has a gate and an up value for each"
+        );
+    }
+    let (all, threads) = (out.cols / UNIT, pool.threads());
+    let block_rows = x.rows.clamp(1, BLOCK_ROWS);
+    // With several blocks of rows, the weights of a few units stay hot while all blocks pass over them.
+    let hot = if x.rows > BLOCK_ROWS { (HOT_BYTES / (2 * UNIT * x.cols)).max(1) } else { all.max(1) };
+    let hot = hot.min(WIDE / (2 * UNIT * block_rows));
+    pool.run(ROUNDS * threads, &|chunk| {
+        let mine = share(all, threads, chunk);
+        let mut wide = Wide([const { MaybeUninit::uninit() }; WIDE]);
+        let data = Shared::uninit(&mut wide.0);
+        for (first, block) in
+            mine.clone().step_by(hot).flat_map(|u| (0..x.rows).step_by(BLOCK_ROWS).map(move |b| (u, b)))
+        {
+            let width = UNIT * (hot.min(mine.end - first));
+            let rows = block..(block + BLOCK_ROWS).min(x.rows);
+            for (half, (weights, first_tile)) in halves.into_iter().enumerate() {
+                let tile = first_tile + first * UNIT / TILE_ROWS;
+                let tiles = tile..tile + width / TILE_ROWS;
+                let out = Output { data, stride: 2 * width, first: half * width, store: Store::Set };
+                // SAFETY: the ISA was detected, forms and sizes are asserted above, and `wide` is this chunk's.
+                unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), out }) }
+            }
+            for row in rows {
+                // SAFETY: the values were just written and nobody else has them.
+                let values = unsafe { std::slice::from_raw_parts(data.at((row - block) * 2 * width), 2 * width) };
+                let (gate, up) = values.split_at(width);
+                let row_part = activation::Row { activation, x: gate, up: Some(up) };
+                // SAFETY: the ISA was detected; columns of units belong to one chunk each, inside `out`.
+                unsafe { activation::apply_row(isa, row_part, (row, first * UNIT, out)) }
+            }
         }
     });
 }

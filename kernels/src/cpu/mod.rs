@@ -14,7 +14,7 @@ pub use simd::Isa;
 
 use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Rope, StepInput};
 use crate::memory::{Buffer, Shared};
-use crate::packed::{Layout, PackError, Packed, Stored};
+use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
 use linear::Store;
 use rows::RowsOut;
@@ -118,7 +118,7 @@ impl CpuBackend {
                 let (x, up) = x.data[row * x.width..][..x.width].split_at(width);
                 let operands = activation::Row { activation, x, up: (!up.is_empty()).then_some(up) };
                 // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
-                unsafe { activation::apply_row(isa, operands, (row, out)) }
+                unsafe { activation::apply_row(isa, operands, (row, 0, out)) }
             }
         });
     }
@@ -289,6 +289,32 @@ impl Backend for CpuBackend {
         assert!(gate_up.width.is_multiple_of(2), "a gate and an up value for each output");
         let width = gate_up.width / 2;
         self.apply(activation, gate_up, width, out);
+    }
+
+    fn linear_gated(
+        &mut self,
+        layer: &Linear,
+        activation: Activation,
+        x: &Rows,
+        scratch: &mut Matrix,
+        (out, form): (&mut Rows, Form),
+    ) {
+        let width = layer.rows() / 2;
+        let halves = match &layer.matrices[..] {
+            [gate, up] if gate.rows == up.rows => Some([(gate, 0), (up, 0)]),
+            [both] => Some([(both, 0), (both, width / TILE_ROWS)]),
+            _ => None,
+        };
+        match halves {
+            Some(halves) if width.is_multiple_of(GROUP) => {
+                let out = out.reset(x.rows, width, form);
+                linear::gated(self.isa, &mut self.pool, halves, activation, x, out);
+            }
+            _ => {
+                self.linear(layer, x, scratch);
+                self.gated(activation, scratch, (out, form));
+            }
+        }
     }
 
     fn activate(&mut self, activation: Activation, x: &Matrix, out: (&mut Rows, Form)) {

@@ -38,9 +38,12 @@ pub(super) unsafe fn store_part<S: Simd>(x: *mut f32, at: usize, len: usize, v: 
     }
 }
 
+/// Where a row of results goes: its number, the first of its columns, all rows.
+pub(super) type Place = (usize, usize, RowsOut);
+
 /// Produces a row 32 values at a time and hands each piece to `out` while it is hot.
 #[inline(always)]
-pub(super) unsafe fn put_pieces<S: Simd, L: Lanes<S>>(width: usize, (row, out): (usize, RowsOut), values: L) {
+pub(super) unsafe fn put_pieces<S: Simd, L: Lanes<S>>(width: usize, (row, column, out): Place, values: L) {
     let mut piece = [0.0; GROUP];
     let mut first = 0;
     while first < width {
@@ -51,7 +54,7 @@ pub(super) unsafe fn put_pieces<S: Simd, L: Lanes<S>>(width: usize, (row, out): 
             if len > LANES {
                 S::store(piece.as_mut_ptr().add(LANES), values.lanes(first + LANES));
             }
-            out.put::<S>(row, first, piece.as_ptr(), len);
+            out.put::<S>(row, column + first, piece.as_ptr(), len);
         }
         first += len;
     }
@@ -96,7 +99,7 @@ unsafe fn rms_norm<S: Simd>(x: &[f32], weight: &[f32], eps: f32, out: (usize, Ro
     unsafe {
         let factor = rms_factor::<S>(x, eps);
         let values = Scaled::<S> { x: x.as_ptr(), weight: weight.as_ptr(), len: x.len(), factor };
-        put_pieces::<S, _>(x.len(), out, values);
+        put_pieces::<S, _>(x.len(), (out.0, 0, out.1), values);
     }
 }
 
@@ -177,7 +180,7 @@ unsafe fn layer_norm<S: Simd>(
             squares = S::fma(v, v, squares);
         }
         let factor = S::splat(1.0 / (S::reduce_add(squares) / len as f32 + eps).sqrt());
-        put_pieces::<S, _>(len, out, Affine::<S> { x, weight, bias, mean: S::splat(mean), factor });
+        put_pieces::<S, _>(len, (out.0, 0, out.1), Affine::<S> { x, weight, bias, mean: S::splat(mean), factor });
     }
 }
 
@@ -211,7 +214,7 @@ impl<S: Simd> Lanes<S> for Plain<'_> {
 #[inline(always)]
 unsafe fn copy<S: Simd>(x: &[f32], out: (usize, RowsOut)) {
     // SAFETY: forwarded.
-    unsafe { put_pieces::<S, _>(x.len(), out, Plain(x)) }
+    unsafe { put_pieces::<S, _>(x.len(), (out.0, 0, out.1), Plain(x)) }
 }
 
 /// The row as it is.

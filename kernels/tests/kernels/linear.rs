@@ -6,7 +6,7 @@ use crate::inputs::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Linear, Matrix, Rows, Stored, reference};
+use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference};
 use std::cell::RefCell;
 
 /// Rounding of f32 sums, relative to the sum of absolute products.
@@ -281,4 +281,49 @@ fn packed_sizes_are_what_the_layouts_say() {
         };
         assert_eq!(layer.bytes() as f64 * 8.0 / (32.0 * 512.0), bits, "{dtype:?}");
     }
+}
+
+/// A gated layer computed in one go gives the bits of its two halves, wherever the halves lie.
+#[test]
+fn gated_layers_are_their_parts() {
+    use rill_kernels::Activation;
+    let dtypes = [Dtype::Q4_1, Dtype::Q4_K, Dtype::Q6_K, Dtype::Q8_0, Dtype::F16, Dtype::BF16, Dtype::F32];
+    for backend in &mut backends() {
+        let mut numbers = Numbers(7);
+        for (round, &dtype) in dtypes.iter().cycle().take(28).enumerate() {
+            let width = [32, 160, 64, 48, 1536, 16, 256][round / 4];
+            let tokens = [1, 3, 16, 37][round % 4];
+            let other = if round % 5 == 0 { Dtype::Q8_0 } else { dtype };
+            let parts =
+                if round % 3 == 0 { vec![(dtype, 2 * width)] } else { vec![(dtype, width), (other, width)] };
+            let case = Case { parts, cols: 256, tokens, seed: numbers.next() };
+            let operands = case.operands();
+            let layer = case.load(backend, &operands);
+            let x = rows(backend, &operands.x, case.cols);
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                let (mut wide, mut scratch) = (Matrix::default(), Matrix::default());
+                let (mut expected, mut given) = (Rows::default(), Rows::default());
+                let form = Form { q8: width % 32 == 0, f32: true };
+                backend.linear(&layer, &x, &mut wide);
+                backend.gated(activation, &wide, (&mut expected, form));
+                backend.linear_gated(&layer, activation, &x, &mut scratch, (&mut given, form));
+                let (given, expected) =
+                    (both_forms(backend, &given, width), both_forms(backend, &expected, width));
+                assert_eq!(difference(&given, &expected), None, "{case:?}, {activation:?}, {}", describe(backend));
+            }
+        }
+    }
+}
+
+/// What linear layers make of the f32 form and, where there is one, of the 8-bit form.
+fn both_forms(backend: &mut CpuBackend, x: &Rows, width: usize) -> Vec<f32> {
+    let mut numbers = Numbers(3);
+    let mut out = Vec::new();
+    let dtypes = if width.is_multiple_of(32) { &[Dtype::F32, Dtype::Q8_0][..] } else { &[Dtype::F32] };
+    for &dtype in dtypes {
+        let data = stored_bytes(dtype, 40, width, &mut numbers);
+        let layer = backend.load_linear(&[Stored { dtype, rows: 40, cols: width, data: &data }]).expect("sound");
+        out.extend(product(backend, &layer, x));
+    }
+    out
 }

@@ -32,6 +32,8 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(crate) residual: &'a mut B::Matrix,
     /// What the next linear layer reads.
     pub(crate) rows: &'a mut B::Rows,
+    /// What takes the place of `rows` when they are needed while it is written.
+    pub(crate) next_rows: &'a mut B::Rows,
     /// What the last linear layer wrote.
     pub(crate) wide: &'a mut B::Matrix,
     /// A sub-layer's whole output, where it does not go into the stream directly.
@@ -92,6 +94,7 @@ struct Buffers<B: Backend> {
     steps: Vec<B::Step>,
     residual: B::Matrix,
     rows: B::Rows,
+    next_rows: B::Rows,
     wide: B::Matrix,
     mixed: B::Matrix,
 }
@@ -155,6 +158,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 steps: kinds.iter().map(|_| B::Step::default()).collect(),
                 residual: B::Matrix::default(),
                 rows: B::Rows::default(),
+                next_rows: B::Rows::default(),
                 wide: B::Matrix::default(),
                 mixed: B::Matrix::default(),
             },
@@ -189,7 +193,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
             block_table_starts: &input.block_table_starts,
         };
         let backend = &mut self.backend;
-        let Buffers { steps, residual, rows, wide, mixed } = &mut self.buffers;
+        let Buffers { steps, residual, rows, next_rows, wide, mixed } = &mut self.buffers;
 
         for (kind, step) in self.kinds.iter().zip(steps.iter_mut()) {
             backend.prepare(step_input, &kind.rope, kind.heads, step);
@@ -208,6 +212,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
                 cache,
                 residual,
                 rows,
+                next_rows,
                 wide,
                 mixed,
                 width: 0..self.hidden_size,

@@ -2,7 +2,7 @@
 
 use crate::ModelError;
 use crate::weights::Matrix;
-use rill_kernels::{Backend, Form};
+use rill_kernels::{Activation, Backend, Form};
 
 /// x · Wᵀ + b; several matrices side by side count as one.
 pub(crate) struct Dense<B: Backend> {
@@ -31,6 +31,23 @@ impl<B: Backend> Dense<B> {
         backend.linear(&self.weights, x, out);
         if let Some(bias) = &self.bias {
             backend.add_bias(out, bias);
+        }
+    }
+
+    /// `out` = activation(gate) · up, where the layer's output is the gate's values followed by up's.
+    pub(crate) fn gated(
+        &self,
+        backend: &mut B,
+        activation: Activation,
+        x: &B::Rows,
+        scratch: &mut B::Matrix,
+        out: (&mut B::Rows, Form),
+    ) {
+        if self.bias.is_none() {
+            backend.linear_gated(&self.weights, activation, x, scratch, out);
+        } else {
+            self.run(backend, x, scratch);
+            backend.gated(activation, scratch, out);
         }
     }
 

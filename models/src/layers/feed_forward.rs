@@ -97,12 +97,13 @@ impl<B: Backend> Mlp<B> {
 
     /// Everything before the down projection: `run.rows` in and out.
     pub(crate) fn hidden(&self, run: &mut Run<'_, B>) {
-        self.up.run(run.backend, run.rows, run.wide);
-        let out = (&mut *run.rows, self.down.form(run.backend));
+        let form = self.down.form(run.backend);
         if self.gated {
-            run.backend.gated(self.activation, run.wide, out);
+            self.up.gated(run.backend, self.activation, run.rows, run.wide, (run.next_rows, form));
+            std::mem::swap(run.rows, run.next_rows);
         } else {
-            run.backend.activate(self.activation, run.wide, out);
+            self.up.run(run.backend, run.rows, run.wide);
+            run.backend.activate(self.activation, run.wide, (run.rows, form));
         }
     }
 }

@@ -94,10 +94,9 @@ impl<B: Backend> Experts<B> {
             }
             let form = expert.gate_up.form(run.backend);
             norm.read(run.backend, run.residual, Some(&group.rows), (run.rows, form));
-            expert.gate_up.run(run.backend, run.rows, run.wide);
             let form = expert.down.form(run.backend);
-            run.backend.gated(self.activation, run.wide, (run.rows, form));
-            expert.down.run(run.backend, run.rows, run.wide);
+            expert.gate_up.gated(run.backend, self.activation, run.rows, run.wide, (run.next_rows, form));
+            expert.down.run(run.backend, run.next_rows, run.wide);
             run.backend.scatter_add(run.wide, &group.rows, &group.weights, run.mixed);
         }
         if let Some(shared) = &self.shared {
