@@ -7,8 +7,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rill_kernels::{
-    AttentionShape, Backend, CacheShape, CpuBackend, Dtype, Isa, KvCache, Matrix, Rope, Rows, Step, StepInput,
-    Stored,
+    AttentionShape, Backend, CacheShape, CpuBackend, Dtype, Isa, KvCache, KvDtype, Matrix, Rope, Rows, Step,
+    StepInput, Stored,
 };
 
 const HEADS: AttentionShape =
@@ -119,7 +119,9 @@ fn attention(c: &mut Criterion) {
     for (sequences, context) in [(1, 128), (1, 1024), (1, 8192), (16, 128), (16, 1024)] {
         let batch = Batch::new(sequences, context, 1);
         let mut bench = Bench::new(sequences, context, 1);
-        group.throughput(Throughput::Bytes((sequences * context * KvCache::bytes_per_token(HEADS)) as u64));
+        group.throughput(Throughput::Bytes(
+            (sequences * context * KvCache::bytes_per_token(HEADS, KvDtype::Bf16)) as u64,
+        ));
         group.bench_function(BenchmarkId::new(format!("{sequences} sequences"), context), |b| {
             b.iter(|| bench.run(&batch));
         });

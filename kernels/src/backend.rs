@@ -87,6 +87,15 @@ pub struct CacheShape {
     pub block_size: usize,
 }
 
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvDtype {
+    #[default]
+    Bf16,
+    /// Signed bytes, with a bf16 scale for every 32 dimensions of a token's head.
+    Int8,
+}
+
 /// The operations of a decoder. Implementations give every row the same bits whatever else is in the batch.
 pub trait Backend: Send {
     /// Packed weights of one linear layer, possibly several matrices side by side.
@@ -106,6 +115,8 @@ pub trait Backend: Send {
     fn load_linear(&mut self, parts: &[Stored<'_>]) -> Result<Self::Linear, PackError>;
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> Self::KvCache;
+    /// Bytes one token takes in a layer's cache.
+    fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize;
     /// The form of rows `layer` reads.
     fn form(&self, layer: &Self::Linear) -> Form;
 

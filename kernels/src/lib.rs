@@ -8,7 +8,7 @@ mod pool;
 mod quants;
 pub mod reference;
 
-pub use backend::{Activation, AttentionShape, Backend, CacheShape, Rope, StepInput};
+pub use backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, StepInput};
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use packed::{PackError, Stored};
 pub use pool::Pool;

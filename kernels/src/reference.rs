@@ -173,6 +173,18 @@ pub fn round_bf16(x: &[f32]) -> Vec<f32> {
     x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
 }
 
+/// Every value after 8-bit quantisation in groups of 32, with the scale a bf16 where `bf16_scale`.
+pub fn round_int8(x: &[f32], bf16_scale: bool) -> Vec<f32> {
+    let round = |group: &[f32]| {
+        let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let scale = if bf16_scale { bf16::from_f32(amax / 127.0).to_f32() } else { amax / 127.0 };
+        let inverse = if bf16_scale { 1.0 / scale } else { 127.0 / amax };
+        let inverse = if scale > 0.0 { inverse } else { 0.0 };
+        group.iter().map(|x| (x * inverse).round_ties_even() * scale).collect::<Vec<f32>>()
+    };
+    x.chunks(GROUP).flat_map(round).collect()
+}
+
 /// Softmax attention of one query over all keys given: the output, and the largest absolute score's terms added up.
 /// `softcap`: scores become cap · tanh(score / cap).
 pub fn attend(

@@ -10,6 +10,9 @@
 //! decode, and recomputation after a preemption agree exactly.
 
 mod attend;
+mod brain;
+mod cached;
+mod int8;
 mod plan;
 mod state;
 mod store;
@@ -17,13 +20,22 @@ mod store;
 pub(super) use plan::Plan;
 
 use super::CpuBackend;
-use super::kv_cache::KvCache;
+use super::kv_cache::{KvCache, Storage};
 use super::rows::{Form, Rows};
 use super::{Matrix, Step};
 use crate::backend::{AttentionShape, StepInput};
 use crate::memory::Shared;
 use attend::{Attend, Scores};
+use brain::Brain;
+use int8::Int8;
 use store::Store;
+
+/// A layer's cache, of either kind.
+#[derive(Clone, Copy)]
+enum Either {
+    Brain(Brain),
+    Int8(Int8),
+}
 
 /// See [`Backend::attention`](crate::backend::Backend::attention).
 pub(super) fn attention(
@@ -45,30 +57,53 @@ pub(super) fn attention(
     let slots = cache.shape.blocks * cache.shape.block_size;
     assert!(input.slot_mapping.iter().all(|&slot| (slot as usize) < slots), "a slot beyond the cache");
     assert!(input.block_tables.iter().all(|&b| (b as usize) < cache.shape.blocks), "a block beyond the cache");
-    let view = cache.view();
     let isa = backend.isa;
-
-    let job = Store { qkv, heads, input, frequencies: step.frequencies, rotations: &step.rotations, view };
-    let queries = Shared::new(&mut step.queries);
-    backend.for_rows(rows, &|rows| {
-        for row in rows {
-            // SAFETY: the ISA is available; sizes are asserted above; rows and slots belong to one chunk each.
-            unsafe { store::store_row(isa, &job, row, queries) }
+    let geometry = cache.geometry();
+    let cache = match &mut cache.storage {
+        Storage::Brain { keys, values } => {
+            let queries = Shared::new(&mut step.queries);
+            Either::Brain(Brain { keys: Shared::new(keys), values: Shared::new(values), queries, geometry })
         }
-    });
+        Storage::Int8 { keys, values, scales } => {
+            let queries = step.query_rows.reset(rows * heads.heads, padded, Form { q8: true, f32: false });
+            let (keys, values, scales) = (Shared::new(keys), Shared::new(values), Shared::new(scales));
+            Either::Int8(Int8 { keys, values, scales, queries, geometry })
+        }
+    };
+
+    let (frequencies, rotations) = (step.frequencies, &step.rotations[..]);
+    match cache {
+        Either::Brain(cache) => {
+            let job = Store { cache, qkv, heads, input, frequencies, rotations };
+            // SAFETY: the ISA is available; sizes are asserted above; rows and slots belong to one chunk each.
+            backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { job.brain(isa, row) }));
+        }
+        Either::Int8(cache) => {
+            let job = Store { cache, qkv, heads, input, frequencies, rotations };
+            // SAFETY: as above.
+            backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { job.int8(isa, row) }));
+        }
+    }
 
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
     let whole = !form.q8 || dim == padded;
     let target = if whole { &mut *out } else { &mut step.compact };
     let target = target.reset(rows, heads.heads * dim, if whole { form } else { Form { q8: false, f32: true } });
-    let queries = &step.queries[..rows * heads.heads * padded];
     let (plan, states) = step.plan.begin();
-    let job = Attend { queries, heads, input, view, out: target, scores: Scores::new(heads), plan, states };
-    backend.pool.run(plan.pieces.len(), &|piece| {
-        // SAFETY: the ISA is available; block tables are inside the cache; every output row and head is written by one
-        // piece, or by the last of those that share a counter.
-        unsafe { attend::attend_piece(isa, &job, &plan.pieces[piece]) }
-    });
+    let (pieces, scores, out_rows) = (&plan.pieces, Scores::new(heads), target);
+    match cache {
+        Either::Brain(cache) => {
+            let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
+            // SAFETY: the ISA is available; block tables are inside the cache; every output row and head is written by
+            // one piece, or by the last of those that share a counter.
+            backend.pool.run(pieces.len(), &|piece| unsafe { job.brain(isa, &pieces[piece]) });
+        }
+        Either::Int8(cache) => {
+            let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
+            // SAFETY: as above.
+            backend.pool.run(pieces.len(), &|piece| unsafe { job.int8(isa, &pieces[piece]) });
+        }
+    }
     if !whole {
         let out = out.reset(rows, heads.heads * dim, form);
         backend.copy_rows(&step.compact.values, (rows, &|row| row), out);

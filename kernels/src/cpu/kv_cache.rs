@@ -1,105 +1,87 @@
-//! The paged KV cache of one layer, bf16, laid out for `vdpbf16ps`.
+//! The paged KV cache of one layer: its memory, and where a token's keys and values lie in it.
 //!
 //! ```text
-//! keys    [block][kv head][16-token part][head_dim / 2][16 tokens][2]   one register: 16 tokens × 2 dimensions
-//! values  [block][kv head][token / 2][head_dim][2]                      one register: 16 dimensions × 2 tokens
+//! bf16  keys    [block][kv head][16-token part][head_dim / 2][16 tokens][2]   one register: 16 tokens × 2 dimensions
+//!       values  [block][kv head][token / 2][head_dim][2]                      one register: 16 dimensions × 2 tokens
+//! int8  keys    [block][kv head][16-token part][head_dim / 4][16 tokens][4]   codes plus 128
+//!       values  [block][kv head][token / 4][head_dim][4]                      codes
+//!       scales  [block][kv head][keys, values][head_dim / 32][token]          bf16; a key or value is scale · code
 //! ```
 
 use super::simd::LANES;
-use crate::backend::{AttentionShape, CacheShape};
-use crate::memory::{Buffer, Shared};
+use crate::backend::{AttentionShape, CacheShape, KvDtype};
+use crate::memory::Buffer;
+use crate::packed::GROUP;
 
 /// Keys and values of one layer.
 pub struct KvCache {
-    keys: Buffer<u16>,
-    values: Buffer<u16>,
+    pub(super) storage: Storage,
     pub(super) shape: CacheShape,
     pub(super) kv_heads: usize,
     /// As it lies here: a multiple of 32.
     pub(super) head_dim: usize,
 }
 
+pub(super) enum Storage {
+    Brain { keys: Buffer<u16>, values: Buffer<u16> },
+    Int8 { keys: Buffer<u8>, values: Buffer<i8>, scales: Buffer<u16> },
+}
+
 impl KvCache {
     /// Bytes one token takes in one layer.
-    pub fn bytes_per_token(heads: AttentionShape) -> usize {
-        2 * size_of::<u16>() * heads.kv_heads * heads.padded_dim()
+    pub fn bytes_per_token(heads: AttentionShape, dtype: KvDtype) -> usize {
+        let numbers = 2 * heads.kv_heads * heads.padded_dim();
+        match dtype {
+            KvDtype::Bf16 => numbers * size_of::<u16>(),
+            KvDtype::Int8 => numbers + numbers / GROUP * size_of::<u16>(),
+        }
     }
 
-    pub(super) fn new(shape: CacheShape, heads: AttentionShape) -> KvCache {
+    pub(super) fn new(shape: CacheShape, heads: AttentionShape, dtype: KvDtype) -> KvCache {
         assert!(shape.block_size.is_multiple_of(LANES), "blocks hold a multiple of 16 tokens");
         let head_dim = heads.padded_dim();
         let len = shape.blocks * shape.block_size * heads.kv_heads * head_dim;
-        KvCache {
-            keys: Buffer::zeroed(len),
-            values: Buffer::zeroed(len),
-            shape,
-            kv_heads: heads.kv_heads,
-            head_dim,
-        }
+        let storage = match dtype {
+            KvDtype::Bf16 => Storage::Brain { keys: Buffer::zeroed(len), values: Buffer::zeroed(len) },
+            KvDtype::Int8 => Storage::Int8 {
+                keys: Buffer::zeroed(len),
+                values: Buffer::zeroed(len),
+                scales: Buffer::zeroed(2 * len / GROUP),
+            },
+        };
+        KvCache { storage, shape, kv_heads: heads.kv_heads, head_dim }
     }
 
-    pub(super) fn view(&mut self) -> View {
-        View {
-            keys: Shared::new(&mut self.keys),
-            values: Shared::new(&mut self.values),
-            block_size: self.shape.block_size,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-        }
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry { block_size: self.shape.block_size, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 }
 
-/// The cache as chunks of a parallel job see it.
+/// Offsets into a cache.
 #[derive(Clone, Copy)]
-pub(super) struct View {
-    keys: Shared<u16>,
-    values: Shared<u16>,
+pub(super) struct Geometry {
     pub block_size: usize,
     kv_heads: usize,
     pub head_dim: usize,
 }
 
-impl View {
-    /// Writes one token's key and value (bf16, `head_dim` each) of one head. `last`: no later token of the sequence is
-    /// written in this step.
-    ///
-    /// # Safety
-    /// `slot` is inside the cache, the slices hold `head_dim` values, no other thread writes the slot, and if `last`,
-    /// no other thread writes the slot after it.
-    pub(super) unsafe fn write(&self, slot: usize, head: usize, key: &[u16], value: &[u16], last: bool) {
-        let dim = self.head_dim;
-        let (block, offset) = (slot / self.block_size, slot % self.block_size);
-        let base = (block * self.kv_heads + head) * self.block_size * dim;
-        let part = base + offset / LANES * LANES * dim + 2 * (offset % LANES);
-        let pair = base + offset / 2 * 2 * dim + offset % 2;
-        // SAFETY: all offsets are within the block and head of `slot`.
-        unsafe {
-            for (i, two) in key.chunks_exact(2).enumerate() {
-                self.keys.at(part + i * 2 * LANES).cast::<[u16; 2]>().write_unaligned([two[0], two[1]]);
-            }
-            if last && offset % 2 == 0 {
-                // The pair's other half is cleared: attention multiplies it by a zero weight, and what an earlier owner
-                // of the block left there might not be finite.
-                for (d, &v) in value.iter().enumerate() {
-                    self.values.at(pair + 2 * d).cast::<[u16; 2]>().write_unaligned([v, 0]);
-                }
-            } else {
-                for (d, &v) in value.iter().enumerate() {
-                    *self.values.at(pair + 2 * d) = v;
-                }
-            }
-        }
+impl Geometry {
+    /// Of the keys or values of the tokens from `offset` (a whole pair, quad or part) in `block`.
+    #[inline(always)]
+    pub(super) fn at(self, block: usize, head: usize, offset: usize) -> usize {
+        ((block * self.kv_heads + head) * self.block_size + offset) * self.head_dim
     }
 
-    /// Keys of the 16 tokens from `offset` (a multiple of 16) in `block`: `[head_dim / 2][16][2]`.
+    /// Of the scales of keys, or of values, from `offset` on in `block`, for one group of dimensions.
     #[inline(always)]
-    pub(super) fn keys(&self, block: usize, head: usize, offset: usize) -> *const u16 {
-        self.keys.at(((block * self.kv_heads + head) * self.block_size + offset) * self.head_dim)
-    }
-
-    /// Values of the tokens from `offset` (even) in `block`: `[token / 2][head_dim][2]`.
-    #[inline(always)]
-    pub(super) fn values(&self, block: usize, head: usize, offset: usize) -> *const u16 {
-        self.values.at(((block * self.kv_heads + head) * self.block_size + offset) * self.head_dim)
+    pub(super) fn scales_at(
+        self,
+        block: usize,
+        head: usize,
+        offset: usize,
+        (values, group): (bool, usize),
+    ) -> usize {
+        let head = (block * self.kv_heads + head) * 2 + usize::from(values);
+        (head * (self.head_dim / GROUP) + group) * self.block_size + offset
     }
 }

@@ -12,7 +12,7 @@ pub use kv_cache::KvCache;
 pub use rows::{Form, Rows};
 pub use simd::Isa;
 
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, Rope, StepInput};
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, StepInput};
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
@@ -27,6 +27,7 @@ const PARALLEL_ROWS: usize = 4;
 pub struct CpuBackend {
     isa: Isa,
     pool: Pool,
+    kv_dtype: KvDtype,
 }
 
 /// Matrices of one linear layer, side by side.
@@ -75,6 +76,8 @@ pub struct Step {
     plan: attention::Plan,
     /// Rotated queries, bf16: `[row][heads * padded head_dim]`.
     queries: Buffer<u16>,
+    /// The same for an 8-bit cache, one row a query.
+    query_rows: Rows,
     /// Attention's output where heads are no whole groups of the 8-bit form.
     compact: Rows,
 }
@@ -86,7 +89,17 @@ impl CpuBackend {
     /// If `isa` is not available.
     pub fn new(threads: usize, isa: Isa) -> CpuBackend {
         assert!(isa.available(), "this processor has no {}", isa.name());
-        CpuBackend { isa, pool: Pool::new(threads) }
+        CpuBackend { isa, pool: Pool::new(threads), kv_dtype: KvDtype::default() }
+    }
+
+    /// The same with KV caches of `dtype`.
+    pub fn with_kv_dtype(mut self, dtype: KvDtype) -> CpuBackend {
+        self.kv_dtype = dtype;
+        self
+    }
+
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.kv_dtype
     }
 
     pub fn isa(&self) -> Isa {
@@ -173,7 +186,11 @@ impl Backend for CpuBackend {
     }
 
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> KvCache {
-        KvCache::new(shape, heads)
+        KvCache::new(shape, heads, self.kv_dtype)
+    }
+
+    fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize {
+        KvCache::bytes_per_token(heads, self.kv_dtype)
     }
 
     fn form(&self, layer: &Linear) -> Form {

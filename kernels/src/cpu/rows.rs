@@ -13,6 +13,7 @@
 use super::simd::{LANES, Simd};
 use crate::memory::{Buffer, Shared};
 use crate::packed::GROUP;
+use half::bf16;
 
 /// Rows a block.
 pub(crate) const BLOCK_ROWS: usize = 16;
@@ -76,6 +77,54 @@ impl Rows {
     }
 }
 
+/// Thirty-two values as whole numbers from -127 to 127 and a scale.
+pub(crate) struct Quantised<S: Simd> {
+    pub codes: [S::F; 2],
+    pub scale: f32,
+}
+
+impl<S: Simd> Quantised<S> {
+    /// # Safety
+    /// `S`'s instructions are available and `out` has room for 32 codes.
+    #[inline(always)]
+    pub(crate) unsafe fn store(&self, out: *mut i8) {
+        // SAFETY: by the contract above.
+        unsafe {
+            S::store_i8(out, self.codes[0]);
+            S::store_i8(out.add(LANES), self.codes[1]);
+        }
+    }
+}
+
+/// Quantises 32 values by the largest of them. A `BRAIN` scale is one that a bf16 holds, and finite whatever the values are.
+///
+/// # Safety
+/// `S`'s instructions are available and `x` has 32 readable values.
+#[inline(always)]
+pub(crate) unsafe fn quantise<S: Simd, const BRAIN: bool>(x: *const f32) -> Quantised<S> {
+    // SAFETY: by the contract above.
+    unsafe {
+        let (a, b) = (S::load(x), S::load(x.add(LANES)));
+        let amax = S::reduce_max(S::max(S::abs(a), S::abs(b)));
+        let amax = if amax < AMAX_MIN { 0.0 } else { amax };
+        let (scale, inverse) = if BRAIN {
+            let scale = bf16::from_f32(amax / 127.0);
+            let scale = if scale.is_finite() { scale.to_f32() } else { bf16::MAX.to_f32() };
+            (scale, if scale == 0.0 { 0.0 } else { 1.0 / scale })
+        } else {
+            (amax / 127.0, if amax == 0.0 { 0.0 } else { 127.0 / amax })
+        };
+        let inverse = S::splat(inverse);
+        let mut codes = [S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse))];
+        if BRAIN {
+            // The scale may have been rounded down.
+            let (least, most) = (S::splat(-127.0), S::splat(127.0));
+            codes = [S::min(S::max(codes[0], least), most), S::min(S::max(codes[1], least), most)];
+        }
+        Quantised { codes, scale }
+    }
+}
+
 /// Where the chunks of one job write rows, each its own.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsOut {
@@ -89,6 +138,17 @@ pub(crate) struct RowsOut {
 }
 
 impl RowsOut {
+    /// Codes, scale and bias of a group that was put.
+    ///
+    /// # Safety
+    /// The group was written, and nobody writes it.
+    #[inline(always)]
+    pub(crate) unsafe fn group(&self, row: usize, group: usize) -> (*const i8, f32, i32) {
+        let place = (row / BLOCK_ROWS * (self.cols / GROUP) + group) * BLOCK_ROWS + row % BLOCK_ROWS;
+        // SAFETY: by the contract above.
+        unsafe { (self.q.at(place * GROUP), *self.scale.at(place), *self.bias.at(place)) }
+    }
+
     /// Writes columns `first..first + len` of `row` from `x`; with the 8-bit form both are multiples of 32.
     ///
     /// # Safety
@@ -108,20 +168,12 @@ impl RowsOut {
             let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
             for g in 0..len / GROUP {
                 let place = (block * groups + first / GROUP + g) * BLOCK_ROWS + lane;
-                let a = S::load(x.add(g * GROUP));
-                let b = S::load(x.add(g * GROUP + LANES));
-                let amax = S::reduce_max(S::max(S::abs(a), S::abs(b)));
-                let amax = if amax < AMAX_MIN { 0.0 } else { amax };
-                let inverse = S::splat(if amax == 0.0 { 0.0 } else { 127.0 / amax });
-                let a = S::round(S::mul(a, inverse));
-                let b = S::round(S::mul(b, inverse));
-                S::store_i8(self.q.at(place * GROUP), a);
-                S::store_i8(self.q.at(place * GROUP + LANES), b);
+                let group: Quantised<S> = quantise::<S, false>(x.add(g * GROUP));
+                group.store(self.q.at(place * GROUP));
+                *self.scale.at(place) = group.scale;
                 // Whole numbers below 2^12: the sum is exact in any order.
-                let sum = S::reduce_add(S::add(a, b));
-                let scale = amax / 127.0;
-                *self.scale.at(place) = scale;
-                *self.sum.at(place) = scale * sum;
+                let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
+                *self.sum.at(place) = group.scale * sum;
                 *self.bias.at(place) = -128 * sum as i32;
             }
         }

@@ -5,8 +5,8 @@ use crate::inputs::{F32, Numbers, backends, cases, describe, difference, identit
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rill_kernels::{
-    AttentionShape, Backend, CacheShape, CpuBackend, Isa, KvCache, Linear, Matrix, Rope, Rows, Step, StepInput,
-    reference,
+    AttentionShape, Backend, CacheShape, CpuBackend, Isa, KvCache, KvDtype, Linear, Matrix, Rope, Rows, Step,
+    StepInput, reference,
 };
 use std::cell::RefCell;
 use std::ops::Range;
@@ -16,6 +16,7 @@ struct World {
     heads: AttentionShape,
     rope: Rope,
     cache: CacheShape,
+    dtype: KvDtype,
     tables: Vec<Vec<u32>>,
     /// Each sequence's first row in `qkv`, and the number of rows at the end.
     starts: Vec<usize>,
@@ -39,6 +40,7 @@ struct Shape {
     seed: u64,
     window: Option<usize>,
     softcap: Option<f32>,
+    dtype: KvDtype,
 }
 
 impl Default for Shape {
@@ -53,6 +55,7 @@ impl Default for Shape {
             seed: 0,
             window: None,
             softcap: None,
+            dtype: KvDtype::Bf16,
         }
     }
 }
@@ -90,7 +93,7 @@ impl World {
         let table = load_f32(backend, &qkv, width);
         let identity = identity(backend, heads.heads * heads.head_dim);
         let cache = CacheShape { blocks, block_size: shape.block_size };
-        World { heads, rope, cache, tables, starts, qkv, table, identity }
+        World { heads, rope, cache, dtype: shape.dtype, tables, starts, qkv, table, identity }
     }
 
     fn len(&self, sequence: usize) -> usize {
@@ -205,20 +208,26 @@ impl World {
         for sequence in 0..self.tables.len() {
             let row = |position: usize| &self.qkv[(self.starts[sequence] + position) * width..][..width];
             let turned = |position: usize, head: usize| {
-                let head = reference::rotate(&row(position)[head * dim..][..dim], position as u32, &self.rope);
-                reference::round_bf16(&head)
+                reference::rotate(&row(position)[head * dim..][..dim], position as u32, &self.rope)
+            };
+            let query = |position: usize, head: usize| match self.dtype {
+                KvDtype::Bf16 => reference::round_bf16(&turned(position, head)),
+                KvDtype::Int8 => reference::round_int8(&turned(position, head), false),
+            };
+            let kept = |x: &[f32]| match self.dtype {
+                KvDtype::Bf16 => reference::round_bf16(x),
+                KvDtype::Int8 => reference::round_int8(x, true),
             };
             for kv_head in 0..self.heads.kv_heads {
                 let keys: Vec<Vec<f32>> =
-                    (0..self.len(sequence)).map(|p| turned(p, self.heads.heads + kv_head)).collect();
+                    (0..self.len(sequence)).map(|p| kept(&turned(p, self.heads.heads + kv_head))).collect();
                 let at = (self.heads.heads + self.heads.kv_heads + kv_head) * dim;
-                let values: Vec<Vec<f32>> =
-                    (0..self.len(sequence)).map(|p| reference::round_bf16(&row(p)[at..][..dim])).collect();
+                let values: Vec<Vec<f32>> = (0..self.len(sequence)).map(|p| kept(&row(p)[at..][..dim])).collect();
                 let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
                 let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
                 for position in (0..self.len(sequence)).filter(|&p| positions(p) || p + 1 == self.len(sequence)) {
                     for head in kv_head * group..(kv_head + 1) * group {
-                        let query = turned(position, head);
+                        let query = query(position, head);
                         let first = (position + 1).saturating_sub(self.heads.window.unwrap_or(usize::MAX));
                         let (keys, values) = (&keys[first..=position], &values[first..=position]);
                         let score = (self.heads.scale, self.heads.softcap);
@@ -228,9 +237,18 @@ impl World {
                         // The softmax weights are rounded to bf16 (half a unit: up to 2^-8 of each) before they meet
                         // the values, but not in the sum they are divided by; scores carry f32 rounding.
                         let share = 2_f64.powi(-8) + 1e-5 + 1e-6 * steepest;
+                        // In 8 bits weights are off by up to a 510th of the largest of their span, which can be much for
+                        // one dimension: the whole head is judged.
+                        let spread = match self.dtype {
+                            KvDtype::Bf16 => 0.0,
+                            KvDtype::Int8 => {
+                                let squares: f64 = expected.iter().map(|sum| sum.magnitude.powi(2)).sum();
+                                0.03 * (squares / dim as f64).sqrt()
+                            }
+                        };
                         for (d, (x, sum)) in given.iter().zip(expected).enumerate() {
                             let error = (f64::from(*x) - sum.value).abs();
-                            if error.is_nan() || error > share * sum.magnitude {
+                            if error.is_nan() || error > share * sum.magnitude + spread {
                                 return Err(format!(
                                     "sequence {sequence}, position {position}, head {head}, dimension {d}: {x:e}, not {sum:?}"
                                 ));
@@ -345,6 +363,28 @@ fn windows_and_caps_are_their_definitions_however_cut() {
             same(&world.run(backend, &world.alone()), &expected, &who)
                 .unwrap_or_else(|e| panic!("{shape:?}: {e}"));
         }
+    }
+}
+
+/// A cache of bytes: its definition, and the same bits however the work is cut.
+#[test]
+fn eight_bit_caches_are_their_definition() {
+    let mut backends: Vec<CpuBackend> =
+        backends().into_iter().map(|backend| backend.with_kv_dtype(KvDtype::Int8)).collect();
+    for (index, head_dim) in [64, 32, 128, 80, 96].into_iter().enumerate() {
+        let shape = Shape {
+            ratio: [3, 1, 4, 2, 7][index],
+            kv_heads: [2, 1, 1, 2, 1][index],
+            head_dim,
+            block_size: [16, 32, 64][index % 3],
+            frequencies: head_dim / 2,
+            lens: vec![[130, 300, 90, 70, 65][index], 33, 1],
+            seed: index as u64 + 900,
+            window: [None, Some(100), None, None, Some(7)][index],
+            dtype: KvDtype::Int8,
+            ..Shape::default()
+        };
+        check(&mut backends, &shape, |p| p % 7 == 0).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
     }
 }
 

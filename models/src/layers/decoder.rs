@@ -7,7 +7,7 @@ use super::loader::{LayerLoader, Loader};
 use super::norm::{Norm, NormKind};
 use crate::weights::Weights;
 use crate::{ForwardInput, Model, ModelConfig, ModelError, ModelShape};
-use rill_kernels::{Backend, CacheShape, KvCache, StepInput};
+use rill_kernels::{Backend, CacheShape, StepInput};
 use std::ops::Range;
 
 /// One layer of an architecture.
@@ -136,7 +136,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
         };
         let head_bias = all.vector_if_there("output.bias", vocab)?.unwrap_or_default();
         let norm = all.norm("output_norm", norm, hidden)?;
-        let cache_bytes = |layer: &mut L| KvCache::bytes_per_token(kinds[layer.attention().kind].heads);
+        let cache_bytes = |layer: &mut L| all.backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
         Ok(Decoder {
             shape: ModelShape {
                 vocab_size: vocab,

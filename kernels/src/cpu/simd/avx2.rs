@@ -213,6 +213,13 @@ impl Simd for Avx2 {
         _mm_storeu_si128(p.cast(), bytes);
     }
     #[inline(always)]
+    unsafe fn store_u8(p: *mut u8, v: Self::F) {
+        let words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+        let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        _mm_storeu_si128(p.cast(), bytes);
+    }
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> Self::I {
         Two(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
     }

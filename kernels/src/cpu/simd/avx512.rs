@@ -125,6 +125,10 @@ impl Simd for Avx512 {
         _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
     }
     #[inline(always)]
+    unsafe fn store_u8(p: *mut u8, v: Self::F) {
+        _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
+    }
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> Self::I {
         _mm512_set1_epi32(x)
     }

@@ -119,6 +119,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn reduce_max(v: Self::F) -> f32;
     /// Rounds to nearest even and writes 16 signed bytes; lanes must be within [-128, 127].
     unsafe fn store_i8(p: *mut i8, v: Self::F);
+    /// Rounds to nearest even and writes 16 unsigned bytes; lanes must be within [0, 255].
+    unsafe fn store_u8(p: *mut u8, v: Self::F);
 
     unsafe fn isplat(x: i32) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;

@@ -107,6 +107,10 @@ impl Simd for Portable {
         // SAFETY: the caller gives 16 writable bytes.
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(v.map(|x| x.round_ties_even() as i8)) }
     }
+    unsafe fn store_u8(p: *mut u8, v: Self::F) {
+        // SAFETY: the caller gives 16 writable bytes.
+        unsafe { p.cast::<[u8; LANES]>().write_unaligned(v.map(|x| x.round_ties_even() as u8)) }
+    }
     unsafe fn isplat(x: i32) -> Self::I {
         [x; LANES]
     }

@@ -62,6 +62,9 @@ unsafe fn everything<S: Simd>(operands: Operands<'_>) {
         let mut bytes = [0_i8; 16];
         S::store_i8(bytes.as_mut_ptr(), S::mul(a, S::splat(20.0)));
         bits(S::load(bytes.map(f32::from).as_ptr()));
+        let mut bytes = [0_u8; 16];
+        S::store_u8(bytes.as_mut_ptr(), S::mul(S::abs(a), S::splat(50.0)));
+        bits(S::load(bytes.map(f32::from).as_ptr()));
     }
 }
 
