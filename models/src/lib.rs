@@ -14,6 +14,7 @@ mod olmo2;
 mod registry;
 mod source;
 mod tokenizer;
+mod traffic;
 mod weights;
 
 pub use config::{
@@ -23,5 +24,7 @@ pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, load};
+pub use rill_kernels::Isa;
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use traffic::{Cost, WeightTraffic};

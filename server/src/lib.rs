@@ -5,6 +5,7 @@ pub mod anthropic_request;
 pub mod anthropic_stream;
 pub mod app;
 pub mod auth;
+pub mod bench;
 pub mod body;
 pub mod chat_request;
 pub mod chat_template;
