@@ -96,6 +96,7 @@ async fn measure(flags: &BenchFlags, plan: &Plan, isa: Isa) -> Result<Report, Be
         false => None,
     };
     let ready_s = server.as_ref().map(|server| server.age().as_secs_f64());
+    let resident = server.as_ref().and_then(OwnServer::resident_bytes).map(|bytes| bytes as f64 / 1e6);
     let url = flags.url.clone().or_else(|| server.as_ref().map(|server| server.url.clone())).unwrap_or_default();
 
     let mut targets = Vec::new();
@@ -113,7 +114,6 @@ async fn measure(flags: &BenchFlags, plan: &Plan, isa: Isa) -> Result<Report, Be
         let first = target.client.complete(&target.model, "Once upon a time", 1).await;
         first.map_err(|error| BenchError::Target { server: target.name.clone(), error })?;
         if let (Some(server), Some(ready_s), None) = (&server, ready_s, &start) {
-            let resident = server.resident_bytes().map(|bytes| bytes as f64 / 1e6);
             start = Some(Start {
                 ready_s,
                 first_token_s: server.age().as_secs_f64(),

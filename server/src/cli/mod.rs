@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod bench;
+pub mod perplexity;
 pub mod serve;
 
 use clap::{Args, FromArgMatches, Parser, Subcommand};
@@ -21,6 +22,8 @@ pub enum Command {
     Serve(Box<serve::ServeFlags>),
     /// Measure a server over HTTP beside others, and what this machine allows.
     Bench(Box<bench::BenchFlags>),
+    /// How well a model foresees a text.
+    Perplexity(Box<perplexity::PerplexityFlags>),
 }
 
 impl Command {
