@@ -143,12 +143,21 @@ fn rills(path: &Path, tokens: &[u32]) -> f64 {
 
 fn references(path: &Path, tokens: &[u32]) -> f64 {
     let llama = FloatLlama::open(path).expect("the f32 model opens");
-    let mut sum = 0.0;
-    for window in tokens.chunks_exact(WINDOW) {
+    let score = |window: &[u32]| -> f64 {
         let logits = llama.logits(window).expect("the f32 pass runs");
         let width = logits.len() / WINDOW;
-        sum += (1..WINDOW).map(|t| log_probability(&logits[(t - 1) * width..t * width], window[t])).sum::<f64>();
-    }
+        (1..WINDOW).map(|t| log_probability(&logits[(t - 1) * width..t * width], window[t])).sum()
+    };
+    // Its products take one thread each.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(WINDOWS);
+    let windows: Vec<&[u32]> = tokens.chunks_exact(WINDOW).collect();
+    let sum: f64 = std::thread::scope(|scope| {
+        let shares: Vec<_> = windows
+            .chunks(WINDOWS.div_ceil(threads))
+            .map(|share| scope.spawn(|| share.iter().map(|window| score(window)).sum::<f64>()))
+            .collect();
+        shares.into_iter().map(|share| share.join().expect("the f32 pass runs")).sum()
+    });
     (-sum / (WINDOWS * (WINDOW - 1)) as f64).exp()
 }
 
