@@ -2,6 +2,7 @@
 
 mod backend;
 mod cpu;
+pub mod limits;
 mod memory;
 mod packed;
 mod pool;

@@ -11,9 +11,11 @@ mod layers;
 mod llama;
 mod load;
 mod olmo2;
+mod perplexity;
 mod registry;
 mod source;
 mod tokenizer;
+mod traffic;
 mod weights;
 
 pub use config::{
@@ -23,5 +25,8 @@ pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, load};
+pub use perplexity::{Score, Windows, perplexity};
+pub use rill_kernels::Isa;
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use traffic::{Cost, WeightTraffic};

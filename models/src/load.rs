@@ -21,6 +21,8 @@ pub struct LoadOptions {
     /// Compute threads, the engine's own included.
     pub threads: usize,
     pub device: Device,
+    /// Instructions the CPU kernels use; `None` takes the fastest the processor has.
+    pub isa: Option<Isa>,
 }
 
 /// A model, its tokenizer, and what its files say about both.
@@ -54,7 +56,15 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         }
     };
     let (Device::Auto | Device::Cpu) = options.device;
-    let backend = CpuBackend::new(options.threads, Isa::detect());
+    let isa = options.isa.unwrap_or_else(Isa::detect);
+    if !isa.available() {
+        return Err(ModelError::Unsupported(format!(
+            "this processor has no {}; the best it has is {}",
+            isa.name(),
+            Isa::detect().name()
+        )));
+    }
+    let backend = CpuBackend::new(options.threads, isa);
     let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
     let model = registry::build(backend, &config, &weights)?;
     let description =

@@ -30,6 +30,12 @@ pub struct ConfigError {
     reason: String,
 }
 
+impl ConfigError {
+    pub fn new(flag: &'static str, reason: String) -> ConfigError {
+        ConfigError { flag, reason }
+    }
+}
+
 /// Everything `rill serve` was told, checked.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
@@ -46,6 +52,8 @@ pub struct ServeConfig {
     /// In place of the model's own.
     pub chat_template: Option<PathBuf>,
     pub device: Device,
+    /// `None`: the fastest the processor has.
+    pub isa: Option<rill_models::Isa>,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
 }
@@ -91,6 +99,40 @@ impl From<Device> for rill_models::Device {
             Device::Auto => rill_models::Device::Auto,
             Device::Cpu => rill_models::Device::Cpu,
         }
+    }
+}
+
+/// Instructions the CPU kernels use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum IsaChoice {
+    /// The fastest the processor has.
+    Auto,
+    /// AVX-512 with VNNI and BF16.
+    Avx512,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// Whatever the compiler makes of plain Rust.
+    Portable,
+}
+
+impl IsaChoice {
+    /// `None` for auto; an error if the processor lacks what was asked for.
+    pub fn instructions(self) -> Result<Option<rill_models::Isa>, ConfigError> {
+        use rill_models::Isa;
+        let isa = match self {
+            IsaChoice::Auto => return Ok(None),
+            IsaChoice::Avx512 => Isa::Avx512,
+            IsaChoice::Avx2 => Isa::Avx2,
+            IsaChoice::Portable => Isa::Portable,
+        };
+        if isa.available() {
+            return Ok(Some(isa));
+        }
+        let best = Isa::detect().name();
+        Err(ConfigError {
+            flag: "isa",
+            reason: format!("this processor has no {}; its best is {best}", isa.name()),
+        })
     }
 }
 
@@ -198,6 +240,7 @@ impl ServeConfig {
             drain_time_max: Duration::from_secs(flags.drain_timeout),
             chat_template: flags.chat_template,
             device: flags.device,
+            isa: flags.isa.instructions()?,
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
         })

@@ -100,3 +100,19 @@ fn origins_and_keys() {
     let keys = config("--api-key one --api-key two").unwrap().app.keys;
     assert_eq!(keys, ApiKeys::new(vec!["one".to_owned(), "two".to_owned()]));
 }
+
+#[test]
+fn the_instructions_are_this_processors_or_refused() {
+    use rill_models::Isa;
+    assert_eq!(config("").unwrap().isa, None);
+    assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
+    for (name, isa) in [("avx512", Isa::Avx512), ("avx2", Isa::Avx2)] {
+        match config(&format!("--isa {name}")) {
+            Ok(config) => assert!(isa.available() && config.isa == Some(isa)),
+            Err(error) => {
+                assert!(!isa.available());
+                assert!(error.to_string().starts_with("--isa: this processor has no AVX"), "{error}");
+            }
+        }
+    }
+}

@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 
 use rill_server::cli::Command;
-use rill_server::start;
+use rill_server::{bench, perplexity, start};
 
 fn main() -> ExitCode {
-    let result = match Command::parse() {
-        Command::Serve(flags) => start::serve(*flags),
+    let result: Result<(), Box<dyn std::error::Error>> = match Command::parse() {
+        Command::Serve(flags) => start::serve(*flags).map_err(Into::into),
+        Command::Bench(flags) => bench::bench(*flags).map_err(Into::into),
+        Command::Perplexity(flags) => perplexity::run(&flags).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -167,7 +167,7 @@ fn load_on_own_thread(config: ServeConfig) -> std::io::Result<oneshot::Receiver<
 
 fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let files = rill_models::resolve(&config.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
-    let options = LoadOptions { threads: config.threads, device: config.device.into() };
+    let options = LoadOptions { threads: config.threads, device: config.device.into(), isa: config.isa };
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
         rill_models::load(&files, &options)?;
     let template =

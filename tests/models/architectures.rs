@@ -13,7 +13,7 @@ const WORST_MAX: f64 = 0.01;
 
 fn load(path: &Path) -> Result<LoadedModel, ModelError> {
     let files = rill_models::resolve(&path.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)?;
-    rill_models::load(&files, &LoadOptions { threads: 2, device: rill_models::Device::Cpu })
+    rill_models::load(&files, &LoadOptions { threads: 2, device: rill_models::Device::Cpu, isa: None })
 }
 
 fn rms(values: impl Iterator<Item = f32>) -> f64 {

@@ -92,7 +92,7 @@ fn write_model(dir: &Path, dtype: DType, tied: bool) {
 
 fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
     let files = rill_models::resolve(&dir.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)?;
-    rill_models::load(&files, &LoadOptions { threads: 2, device: rill_models::Device::Cpu })
+    rill_models::load(&files, &LoadOptions { threads: 2, device: rill_models::Device::Cpu, isa: None })
 }
 
 /// Candle's logits after every token, computed in f32 from the stored weights.

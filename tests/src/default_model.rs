@@ -1,6 +1,6 @@
 //! The default model, found as `rill serve` finds it: the local cache, the hub, or the PyPI package.
 
-use rill_models::{LoadOptions, LoadedModel, ModelFiles, ModelKind, NoProgress, SourceOptions};
+use rill_models::{Isa, LoadOptions, LoadedModel, ModelFiles, ModelKind, NoProgress, SourceOptions};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -23,7 +23,12 @@ pub fn gguf_path() -> PathBuf {
 
 /// Loaded on two threads, whatever the machine has: what the numbers must not depend on is not left to chance.
 pub fn load() -> LoadedModel {
-    let options = LoadOptions { threads: 2, device: rill_models::Device::Cpu };
+    load_with(None)
+}
+
+/// The same on the instructions given, or on the processor's best.
+pub fn load_with(isa: Option<Isa>) -> LoadedModel {
+    let options = LoadOptions { threads: 2, device: rill_models::Device::Cpu, isa };
     rill_models::load(files(), &options).unwrap_or_else(|error| panic!("the default model does not load: {error}"))
 }
 

@@ -68,6 +68,11 @@ impl Safetensors {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Name, shape and size in bytes of every tensor.
+    pub(crate) fn sizes(&self) -> impl Iterator<Item = (&str, &[usize], usize)> {
+        self.tensors.iter().map(|(name, t)| (name.as_str(), t.shape.as_slice(), t.end - t.start))
+    }
+
     /// Type, shape and bytes of the tensor the files call `name`; an error's reason where there is none we read.
     pub(super) fn read(&self, name: &str) -> Result<(Dtype, &[usize], &[u8]), ModelError> {
         let path = self.path.display().to_string();

@@ -1,5 +1,7 @@
 //! The command line: one file a subcommand.
 
+pub mod bench;
+pub mod perplexity;
 pub mod serve;
 
 use clap::{Args, FromArgMatches, Parser, Subcommand};
@@ -18,6 +20,10 @@ struct Cli {
 pub enum Command {
     /// Load a model and answer requests.
     Serve(Box<serve::ServeFlags>),
+    /// Measure a server over HTTP beside others, and what this machine allows.
+    Bench(Box<bench::BenchFlags>),
+    /// How well a model foresees a text.
+    Perplexity(Box<perplexity::PerplexityFlags>),
 }
 
 impl Command {
@@ -50,7 +56,7 @@ mod tests {
     #[test]
     fn no_subcommand_serves_the_default_model() {
         assert!(Cli::try_parse_from(["rill"]).unwrap().command.is_none());
-        let Command::Serve(flags) = Command::default_serve();
+        let Command::Serve(flags) = Command::default_serve() else { panic!("another command") };
         assert_eq!((flags.model.as_str(), flags.port), (rill_models::DEFAULT_MODEL, 8000));
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{Device, ReasoningParser};
+use crate::config::{Device, IsaChoice, ReasoningParser};
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -75,4 +75,7 @@ pub struct ServeFlags {
     /// Where to run the model.
     #[arg(long, env = "RILL_DEVICE", value_enum, default_value = "auto")]
     pub device: Device,
+    /// Instructions the CPU kernels use; all give the same tokens.
+    #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
+    pub isa: IsaChoice,
 }

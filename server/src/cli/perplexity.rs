@@ -1,0 +1,34 @@
+//! `rill perplexity`: its flags as typed.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::IsaChoice;
+
+/// How well a model foresees a text: e to the mean surprise of a token. Windows are read one by one; of each, tokens of
+/// the second half are scored, as llama.cpp's tool of that name does it.
+#[derive(Debug, Clone, Args)]
+pub struct PerplexityFlags {
+    /// A .gguf file, a directory with config.json and safetensors, or org/repo[:file-or-quant] on the hub.
+    #[arg(long, env = "RILL_MODEL", default_value = rill_models::DEFAULT_MODEL)]
+    pub model: String,
+    /// The text, in UTF-8.
+    #[arg(long)]
+    pub file: PathBuf,
+    /// Tokens in a window.
+    #[arg(long, default_value_t = 512)]
+    pub window: usize,
+    /// Tokens of a window that are read but not scored [default: half].
+    #[arg(long)]
+    pub unscored: Option<usize>,
+    /// Read no more than this many windows.
+    #[arg(long)]
+    pub max_windows: Option<usize>,
+    /// Compute threads [default: all cores].
+    #[arg(long, env = "RILL_THREADS")]
+    pub threads: Option<usize>,
+    /// Instructions the CPU kernels use.
+    #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
+    pub isa: IsaChoice,
+}
