@@ -2,13 +2,14 @@
 
 mod backend;
 mod cpu;
+pub mod cuda;
 mod memory;
 mod packed;
 mod pool;
 mod quants;
 pub mod reference;
 
-pub use backend::{Activation, AttentionShape, Backend, CacheShape, Rope, StepInput};
+pub use backend::{Activation, AttentionShape, Backend, CacheShape, DeviceError, Rope, StepInput};
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use packed::{PackError, Stored};
 pub use pool::Pool;

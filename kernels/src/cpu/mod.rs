@@ -174,6 +174,10 @@ impl Backend for CpuBackend {
         KvCache::new(shape, heads)
     }
 
+    fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize {
+        KvCache::bytes_per_token(heads)
+    }
+
     fn form(&self, layer: &Linear) -> Form {
         layer.matrices.iter().fold(Form::default(), |form, m| {
             form.and(match m.layout {
