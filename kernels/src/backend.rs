@@ -113,6 +113,10 @@ pub trait Backend: Send {
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> Self::KvCache;
     /// Bytes of cache one token takes in one layer.
     fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize;
+    /// Bytes left of a memory of its own; `None` if it uses the host's.
+    fn memory_free(&self) -> Option<usize> {
+        None
+    }
     /// Whether everything so far succeeded. Devices fail late: ask before using what a step computed.
     fn check(&self) -> Result<(), DeviceError> {
         Ok(())

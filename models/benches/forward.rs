@@ -34,7 +34,9 @@ fn step(count: usize, start: usize, end: usize) -> ForwardInput {
 fn forward(c: &mut Criterion) {
     let files = resolve(DEFAULT_MODEL, &SourceOptions::from_env(), &mut NoProgress).expect("the default model");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut model = load(&files, &LoadOptions { threads, device: Device::Cpu }).expect("loads").model;
+    let mut model = load(&files, &LoadOptions { threads, device: Device::Cpu, gpu_memory_utilization: 0.9 })
+        .expect("loads")
+        .model;
     model.allocate_kv_cache(SEQUENCES_MAX * TOKENS_MAX / BLOCK_SIZE, BLOCK_SIZE).expect("a KV cache");
     let mut logits = Vec::new();
     let mut group = c.benchmark_group("forward");

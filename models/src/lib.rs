@@ -22,6 +22,6 @@ pub use config::{
 pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
-pub use load::{Device, LoadOptions, LoadedModel, load};
+pub use load::{Device, LoadOptions, LoadedModel, load, load_on};
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -3,16 +3,19 @@
 use crate::source::{ModelFiles, ModelKind};
 use crate::weights::{Safetensors, Weights};
 use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, registry};
-use rill_kernels::{CpuBackend, Isa};
+use rill_kernels::cuda::{CudaBackend, Driver, DriverOptions};
+use rill_kernels::{Backend, CpuBackend, Isa};
 use std::sync::Arc;
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The fastest there is.
+    /// A GPU where there is one that works, or else the CPU.
     #[default]
     Auto,
     Cpu,
+    /// The CUDA device of this number, or an error.
+    Cuda(usize),
 }
 
 /// How to run a model.
@@ -21,6 +24,8 @@ pub struct LoadOptions {
     /// Compute threads, the engine's own included.
     pub threads: usize,
     pub device: Device,
+    /// Share of a GPU's free memory that weights, cache and activations may take, 0 to 1.
+    pub gpu_memory_utilization: f64,
 }
 
 /// A model, its tokenizer, and what its files say about both.
@@ -34,8 +39,35 @@ pub struct LoadedModel {
     pub description: String,
 }
 
-/// Loads the model `files` hold.
+/// Loads the model `files` hold onto the device `options` name.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let on_gpu = match options.device {
+        Device::Cpu => None,
+        // Why there is no GPU is of no interest to who did not ask for one.
+        Device::Auto => open_gpu(0, options).ok(),
+        Device::Cuda(ordinal) => Some(open_gpu(ordinal, options)?),
+    };
+    if let Some(backend) = on_gpu {
+        let device = backend.name();
+        return load_on(files, backend, &device);
+    }
+    let backend = CpuBackend::new(options.threads, Isa::detect());
+    let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
+    load_on(files, backend, &device)
+}
+
+fn open_gpu(ordinal: usize, options: &LoadOptions) -> Result<CudaBackend, ModelError> {
+    let driver = Driver::open(DriverOptions { ordinal, memory_utilization: options.gpu_memory_utilization })
+        .map_err(|error| ModelError::Device(error.to_string()))?;
+    Ok(CudaBackend::new(Arc::new(driver), options.threads))
+}
+
+/// Loads the model `files` hold onto `backend`, which `device` describes.
+pub fn load_on<B: Backend + 'static>(
+    files: &ModelFiles,
+    backend: B,
+    device: &str,
+) -> Result<LoadedModel, ModelError> {
     let (config, tokenizer, weights) = match &files.kind {
         ModelKind::Gguf { path } => {
             let file = GgufFile::open(path)?;
@@ -53,9 +85,6 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             (config, tokenizer, Weights::from_safetensors(files))
         }
     };
-    let (Device::Auto | Device::Cpu) = options.device;
-    let backend = CpuBackend::new(options.threads, Isa::detect());
-    let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
     let model = registry::build(backend, &config, &weights)?;
     let description =
         format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);

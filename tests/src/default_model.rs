@@ -1,6 +1,7 @@
 //! The default model, found as `rill serve` finds it: the local cache, the hub, or the PyPI package.
 
-use rill_models::{LoadOptions, LoadedModel, ModelFiles, ModelKind, NoProgress, SourceOptions};
+use rill_kernels::Backend;
+use rill_models::{Device, LoadOptions, LoadedModel, ModelFiles, ModelKind, NoProgress, SourceOptions};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -21,10 +22,18 @@ pub fn gguf_path() -> PathBuf {
     }
 }
 
+/// Two threads of the CPU.
+pub const CPU: LoadOptions = LoadOptions { threads: 2, device: Device::Cpu, gpu_memory_utilization: 0.9 };
+
+/// Loaded onto another backend.
+pub fn load_on<B: Backend + 'static>(backend: B) -> LoadedModel {
+    rill_models::load_on(files(), backend, "a test's backend")
+        .unwrap_or_else(|error| panic!("the default model does not load: {error}"))
+}
+
 /// Loaded on two threads, whatever the machine has: what the numbers must not depend on is not left to chance.
 pub fn load() -> LoadedModel {
-    let options = LoadOptions { threads: 2, device: rill_models::Device::Cpu };
-    rill_models::load(files(), &options).unwrap_or_else(|error| panic!("the default model does not load: {error}"))
+    rill_models::load(files(), &CPU).unwrap_or_else(|error| panic!("the default model does not load: {error}"))
 }
 
 /// The fixtures speak of one very file.

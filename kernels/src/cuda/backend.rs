@@ -4,7 +4,7 @@
 //! [`Backend::check`] says what happened. Whoever runs a step asks it before using what came out.
 
 use super::attention::{JOB_WORDS, MERGE_WORDS, WorkList, cache_dim, shared_kernel, split_kernel};
-use super::launch::{Arg, DevicePointer, Launch, Launcher, Memory};
+use super::launch::{Arg, DevicePointer, Launch, Launcher};
 use super::memory::{Bytes, Device, DeviceBuffer, float_bytes_mut};
 use super::weights::{Kind, Weights, upload};
 use crate::backend::{Activation, AttentionShape, Backend, CacheShape, DeviceError, Rope, StepInput};
@@ -130,8 +130,25 @@ impl CudaBackend {
         self.device.launcher().name()
     }
 
-    pub fn memory(&self) -> Memory {
-        self.device.launcher().memory()
+    /// Rows as a linear layer sees them, in host memory: those of the f32 form, and scale · code of the 8-bit form,
+    /// whichever there are.
+    pub fn read_rows(&self, x: &Rows) -> [Option<Vec<f32>>; 2] {
+        let groups = x.cols.div_ceil(GROUP);
+        let cut = |padded: Vec<f32>| -> Vec<f32> {
+            padded.chunks_exact(groups * GROUP).flat_map(|row| row[..x.cols].to_vec()).collect()
+        };
+        let values = x.form.f32.then(|| {
+            let mut values = vec![0.0; x.rows * groups * GROUP];
+            self.device.download(&x.values, 0, float_bytes_mut(&mut values));
+            cut(values)
+        });
+        let quantised = x.form.q8.then(|| {
+            let (mut q, mut scale) = (vec![0; x.rows * groups * GROUP], vec![0.0; x.rows * groups]);
+            self.device.download(&x.q, 0, &mut q);
+            self.device.download(&x.scale, 0, float_bytes_mut(&mut scale));
+            cut(q.iter().enumerate().map(|(i, &q)| f32::from(q.cast_signed()) * scale[i / GROUP]).collect())
+        });
+        [values, quantised]
     }
 
     fn reset(&self, x: &mut Matrix, rows: usize, width: usize) {
@@ -278,6 +295,10 @@ impl Backend for CudaBackend {
 
     fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize {
         2 * size_of::<u16>() * heads.kv_heads * cache_dim(heads.head_dim)
+    }
+
+    fn memory_free(&self) -> Option<usize> {
+        Some(self.device.launcher().memory().free)
     }
 
     fn check(&self) -> Result<(), DeviceError> {

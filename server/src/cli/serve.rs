@@ -72,7 +72,10 @@ pub struct ServeFlags {
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,
-    /// Where to run the model.
-    #[arg(long, env = "RILL_DEVICE", value_enum, default_value = "auto")]
+    /// Where to run the model: cpu, cuda, cuda:N, or auto, which is a GPU where there is one that works.
+    #[arg(long, env = "RILL_DEVICE", default_value = "auto")]
     pub device: Device,
+    /// Share of a GPU's free memory to take, above 0 and up to 1.
+    #[arg(long, env = "RILL_GPU_MEMORY_UTILIZATION", default_value_t = 0.9)]
+    pub gpu_memory_utilization: f64,
 }
