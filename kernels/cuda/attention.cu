@@ -23,11 +23,12 @@
 //   total, shared only     [4 warps][dim / 8][4][32 lanes] f32: the merged partitions
 //
 //   dim                     32     64     96    128    256
-//   split, KiB a warp      7.5   13.5   19.5   25.5   49.5      x 4 warps a block (2 at 256)
+//   split, KiB a warp      7.5   13.5   19.5   25.5   49.5      x 4 warps a block (2 from 128)
 //   shared, KiB a block   15.5   29.5   43.5   57.5  113.5 -> 2 stages at 256: 97
 //
 // Registers: the output of 16 rows is dim / 2 a thread, queries another dim / 4 (kept up to 128, read again from the
-// first-level cache at 256). 128 threads at 168 registers: 3 blocks an SM; 256 dimensions take up to 255.
+// first-level cache at 256). Shared memory decides: split at 128 dimensions is 4 blocks of 2 warps on an H100, 1 on an
+// L4, whose 25 KiB a warp under way still cover its latency. check.py prints registers and occupancy.
 #include "prims.cuh"
 
 constexpr uint32_t PARTITION = 256;
@@ -409,21 +410,21 @@ DEVICE void shared_tiles(const Call& c, const uint32_t* jobs) {
     walk<DIM, true, STAGES>(c, load_job(jobs, blockIdx.x), blockIdx.y, shared, total);
 }
 
-#define ATTENTION(dim, warps, blocks, stages)                                     \
-    KERNEL((warps * 32, blocks), attend_split_##dim, ATTENTION_ARGS) {            \
-        const Call call = ATTENTION_CALL;                                         \
-        split<dim>(call, jobs, count);                                            \
-    }                                                                             \
-    KERNEL((128, blocks), attend_shared_##dim, ATTENTION_ARGS) {                  \
-        const Call call = ATTENTION_CALL;                                         \
-        shared_tiles<dim, stages>(call, jobs);                                    \
+#define ATTENTION(dim, warps, split_blocks, shared_blocks, stages)          \
+    KERNEL((warps * 32, split_blocks), attend_split_##dim, ATTENTION_ARGS) { \
+        const Call call = ATTENTION_CALL;                                    \
+        split<dim>(call, jobs, count);                                       \
+    }                                                                        \
+    KERNEL((128, shared_blocks), attend_shared_##dim, ATTENTION_ARGS) {      \
+        const Call call = ATTENTION_CALL;                                    \
+        shared_tiles<dim, stages>(call, jobs);                               \
     }
 
-ATTENTION(32, 4, 4, 3)
-ATTENTION(64, 4, 3, 3)
-ATTENTION(96, 4, 3, 3)
-ATTENTION(128, 4, 2, 3)
-ATTENTION(256, 2, 1, 2)
+ATTENTION(32, 4, 4, 4, 3)
+ATTENTION(64, 4, 3, 3, 3)
+ATTENTION(96, 4, 3, 3, 3)
+ATTENTION(128, 2, 4, 2, 3)
+ATTENTION(256, 2, 2, 1, 2)
 
 // Puts the states of a row's partitions together, ascending. grid (rows, kv heads), 128 threads over the dimensions;
 // row: [first partial row, rows between one partition's and the next, partitions, packed row's place in `out`].

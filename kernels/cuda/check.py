@@ -45,7 +45,7 @@ KERNELS = {
     "attend_split_32": (128, 128, 30720, ATTENTION),
     "attend_split_64": (128, 168, 55296, ATTENTION),
     "attend_split_96": (128, 168, 79872, ATTENTION),
-    "attend_split_128": (128, 255, 104448, ATTENTION),
+    "attend_split_128": (64, 255, 52224, ATTENTION),
     "attend_split_256": (64, 255, 101376, ATTENTION),
     "attend_shared_32": (128, 128, 15872, ATTENTION),
     "attend_shared_64": (128, 168, 30208, ATTENTION),

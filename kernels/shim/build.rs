@@ -1,13 +1,14 @@
-//! Compiles the CUDA sources as C++ against the SIMT shim, once as they are and once with each bug the tests plant,
-//! into shared objects that tests open.
+//! Compiles the CUDA sources as C++ against the SIMT shim, as they are, under sanitizers, and with each bug the tests
+//! plant, into shared objects that tests open.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Sound, and with one bug each: kernels/cuda/attention.cu.
-const VARIANTS: [(&str, &[&str]); 4] = [
+/// Sound, sanitized, and with one bug each: kernels/cuda/attention.cu.
+const VARIANTS: [(&str, &[&str]); 5] = [
     ("sound", &[]),
+    ("sanitized", &["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]),
     ("missing_sync", &["-DPLANT_MISSING_SYNC"]),
     ("stride", &["-DPLANT_STRIDE"]),
     ("block_table", &["-DPLANT_BLOCK_TABLE"]),
@@ -26,7 +27,8 @@ fn main() {
     sources.sort();
     for (name, flags) in VARIANTS {
         // The bugs are in attention alone.
-        let chosen = sources.iter().filter(|path| flags.is_empty() || path.ends_with("attention.cu"));
+        let planted = flags.iter().any(|flag| flag.starts_with("-DPLANT"));
+        let chosen = sources.iter().filter(|path| !planted || path.ends_with("attention.cu"));
         compile(&out, name, chosen, flags);
     }
 }
@@ -40,10 +42,15 @@ fn compile<'a>(out: &Path, name: &str, sources: impl Iterator<Item = &'a PathBuf
         text += &format!("#include \"{}\"\n", folder.join(source).display());
     }
     fs::write(&unit, text).expect("the output directory can be written");
-    let compiler = cc::Build::new().cpp(true).opt_level(2).cargo_metadata(false).get_compiler();
+    // Where the sanitizer's runtime lies, which a test must load before anything else.
+    let compiler = cc::Build::new().cpp(true).opt_level(3).cargo_metadata(false).get_compiler();
+    let runtime = Command::new(compiler.path()).arg("-print-file-name=libasan.so").output();
+    let runtime =
+        runtime.map(|found| String::from_utf8_lossy(&found.stdout).trim().to_owned()).unwrap_or_default();
+    println!("cargo::rustc-env=RILL_SANITIZER_RUNTIME={runtime}");
     let status = Command::new(compiler.path())
         // Contraction would round where the kernels do not; fmaf must be an instruction to be quick.
-        .args(["-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-march=native"])
+        .args(["-std=c++17", "-O3", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-march=native"])
         .args([
             "-ftls-model=initial-exec",
             "-fno-strict-aliasing",

@@ -5,9 +5,13 @@ use crate::tiny_models::TinyModel;
 use rill_models::{ForwardInput, LoadedModel, ModelError};
 
 const BLOCK_SIZE: usize = 16;
-/// Of the differences, relative to the logits' own size: root mean square, and the largest.
-const ERROR_MAX: f64 = 0.0015;
-const WORST_MAX: f64 = 0.01;
+
+/// Of the differences, relative to the logits' own size.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub root_mean_square: f64,
+    pub largest: f64,
+}
 
 fn rms(values: impl Iterator<Item = f32>) -> f64 {
     let (sum, count) = values.fold((0.0, 0), |(sum, n), x| (sum + f64::from(x) * f64::from(x), n + 1));
@@ -56,18 +60,21 @@ fn ragged(mut loaded: LoadedModel, tokens: &[u32]) -> [Vec<f32>; 2] {
     outputs
 }
 
-/// Compares every way of running a tiny model, which `load` loads, with transformers.
+/// Compares a tiny model, which `load` loads, with transformers: whole, in chunks of each of these lengths, and beside
+/// another sequence.
 pub fn check(
     name: &str,
     model: &TinyModel,
     load: &dyn Fn() -> Result<LoadedModel, ModelError>,
+    chunks: &[usize],
+    bounds: Bounds,
 ) -> Result<(), String> {
     let load = || load().map_err(|error| format!("{name}: {error}"));
     let expected = model.logits();
     let mut single =
         SingleSequence::new(load()?.model, BLOCK_SIZE, model.tokens.len()).expect("a small cache fits");
     let given = single.logits(&model.tokens, model.tokens.len()).expect("rill runs");
-    for chunk in [1, 7] {
+    for &chunk in chunks {
         assert!(
             single.logits(&model.tokens, chunk).expect("rill runs") == given,
             "{name}: chunks of {chunk} differ"
@@ -80,7 +87,7 @@ pub fn check(
     let error = rms(given.iter().zip(&expected).map(|(a, b)| a - b)) / size;
     let worst = given.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / size;
     println!("{name:20} error {error:.5}, worst {worst:.4}");
-    if error < ERROR_MAX && worst < WORST_MAX {
+    if error < bounds.root_mean_square && worst < bounds.largest {
         return Ok(());
     }
     Err(format!("{name}: error {error:.5}, worst {worst:.4}"))

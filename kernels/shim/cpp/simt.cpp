@@ -10,6 +10,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace simt {
 
 thread_local Dim3 thread_index, block_index, block_size, grid_size;
@@ -392,6 +396,10 @@ extern "C" bool simt_launch(const char* name, const unsigned* grid, unsigned thr
             Fiber& fiber = b.fibers[thread];
             fiber.committed.clear();
             fiber.open.clear();
+#if defined(__SANITIZE_ADDRESS__)
+            // The thread before this one left its last frame without returning.
+            __asan_unpoison_memory_region(stacks + STACK_BYTES * thread, STACK_BYTES);
+#endif
             // Six registers and the address to return to; the stack is as after a call, 8 past a multiple of 16.
             void** top = reinterpret_cast<void**>(stacks + STACK_BYTES * (thread + 1)) - 8;
             memset(top, 0, 8 * sizeof(void*));

@@ -16,6 +16,9 @@ type Run = unsafe extern "C" fn(*const c_char, *const c_uint, c_uint, usize, *mu
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
     Sound,
+    /// As they are, under the address and undefined-behaviour sanitizers; opens only where [`SANITIZER_RUNTIME`] was
+    /// loaded first.
+    Sanitized,
     /// Warps do not wait for each other before they read a tile.
     MissingSync,
     /// Rows of a tile are read with the wrong stride.
@@ -23,6 +26,9 @@ pub enum Variant {
     /// The block table is read one entry too far.
     BlockTable,
 }
+
+/// The library to preload for [`Variant::Sanitized`].
+pub const SANITIZER_RUNTIME: &str = env!("RILL_SANITIZER_RUNTIME");
 
 /// Every byte of fresh device memory: NaN as bf16, f16 and f32.
 const POISON: u8 = 0xff;
@@ -49,6 +55,7 @@ impl Shim {
         let sound = open("libsound.so");
         let runs = match variant {
             Variant::Sound => vec![sound],
+            Variant::Sanitized => vec![open("libsanitized.so")],
             Variant::MissingSync => vec![open("libmissing_sync.so"), sound],
             Variant::Stride => vec![open("libstride.so"), sound],
             Variant::BlockTable => vec![open("libblock_table.so"), sound],

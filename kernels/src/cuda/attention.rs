@@ -109,7 +109,7 @@ pub(super) fn split_kernel(dim: usize) -> (&'static str, u32, usize) {
         32 => ("attend_split_32", 4),
         64 => ("attend_split_64", 4),
         96 => ("attend_split_96", 4),
-        128 => ("attend_split_128", 4),
+        128 => ("attend_split_128", 2),
         _ => ("attend_split_256", 2),
     };
     (name, warps, warps as usize * 3 * stage_bytes(dim))

@@ -31,7 +31,7 @@ pub const KERNELS: [(&str, usize); 32] = [
     ("attend_split_32", 30_720),
     ("attend_split_64", 55_296),
     ("attend_split_96", 79_872),
-    ("attend_split_128", 104_448),
+    ("attend_split_128", 52_224),
     ("attend_split_256", 101_376),
     ("attend_shared_32", 15_872),
     ("attend_shared_64", 30_208),

@@ -19,7 +19,8 @@ fn check(
     let [Some(values), Some(quantised)] = backend.read_rows(out) else {
         return Err(TestCaseError::fail("both forms were asked for"));
     };
-    let bound = |i: usize| 2e-6 * expected[i].abs() + 1e-6;
+    // GELU is good to 1.5e-7, times what it gates.
+    let bound = |i: usize| 2e-6 * expected[i].abs() + 5e-6;
     prop_assert_eq!(too_far(&values, expected, bound), None, "{}", what);
     let rounded: Vec<f32> = values
         .chunks_exact(width)
