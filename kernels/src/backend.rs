@@ -96,6 +96,11 @@ pub enum KvDtype {
     Int8,
 }
 
+/// A device failed: nothing computed since is to be used, and neither is the backend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct DeviceError(pub String);
+
 /// The operations of a decoder. Implementations give every row the same bits whatever else is in the batch.
 pub trait Backend: Send {
     /// Packed weights of one linear layer, possibly several matrices side by side.
@@ -115,8 +120,16 @@ pub trait Backend: Send {
     fn load_linear(&mut self, parts: &[Stored<'_>]) -> Result<Self::Linear, PackError>;
     fn load_vector(&mut self, values: &[f32]) -> Self::Vector;
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> Self::KvCache;
-    /// Bytes one token takes in a layer's cache.
+    /// Bytes of cache one token takes in one layer.
     fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize;
+    /// Bytes left of a memory of its own; `None` if it uses the host's.
+    fn memory_free(&self) -> Option<usize> {
+        None
+    }
+    /// Whether everything so far succeeded. Devices fail late: ask before using what a step computed.
+    fn check(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
     /// The form of rows `layer` reads.
     fn form(&self, layer: &Self::Linear) -> Form;
 

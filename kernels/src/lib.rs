@@ -2,6 +2,7 @@
 
 mod backend;
 mod cpu;
+pub mod cuda;
 pub mod limits;
 mod memory;
 mod packed;
@@ -9,7 +10,7 @@ mod pool;
 mod quants;
 pub mod reference;
 
-pub use backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, StepInput};
+pub use backend::{Activation, AttentionShape, Backend, CacheShape, DeviceError, KvDtype, Rope, StepInput};
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use packed::{PackError, Stored};
 pub use pool::Pool;

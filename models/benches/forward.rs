@@ -5,7 +5,7 @@
 //! fetched if the cache does not hold it.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rill_models::{DEFAULT_MODEL, Device, ForwardInput, LoadOptions, NoProgress, SourceOptions, load, resolve};
+use rill_models::{DEFAULT_MODEL, ForwardInput, LoadOptions, NoProgress, SourceOptions, load, resolve};
 
 const BLOCK_SIZE: usize = 16;
 /// Tokens a sequence may hold.
@@ -34,7 +34,7 @@ fn step(count: usize, start: usize, end: usize) -> ForwardInput {
 fn forward(c: &mut Criterion) {
     let files = resolve(DEFAULT_MODEL, &SourceOptions::from_env(), &mut NoProgress).expect("the default model");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut model = load(&files, &LoadOptions { threads, device: Device::Cpu, isa: None }).expect("loads").model;
+    let mut model = load(&files, &LoadOptions::on_cpu(threads)).expect("loads").model;
     model.allocate_kv_cache(SEQUENCES_MAX * TOKENS_MAX / BLOCK_SIZE, BLOCK_SIZE).expect("a KV cache");
     let mut logits = Vec::new();
     let mut group = c.benchmark_group("forward");

@@ -12,6 +12,9 @@ pub enum ModelError {
     /// The files are sound but hold something we do not run.
     #[error("{0}")]
     Unsupported(String),
+    /// The device asked for is not there or does not work.
+    #[error("{0}")]
+    Device(String),
     /// The forward pass failed; the model may not be used again.
     #[error("{0}")]
     Runtime(String),

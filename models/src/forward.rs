@@ -60,6 +60,11 @@ pub struct ModelShape {
 pub trait Model: Send {
     fn shape(&self) -> &ModelShape;
 
+    /// Bytes left on a device with memory of its own; `None` where the model shares the host's.
+    fn device_memory_free(&self) -> Option<usize> {
+        None
+    }
+
     /// Allocates (or re-allocates, forgetting everything) the paged KV cache.
     fn allocate_kv_cache(&mut self, blocks: usize, block_size: usize) -> Result<(), ModelError>;
 

@@ -24,9 +24,9 @@ pub use config::{
 pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
-pub use load::{Device, LoadOptions, LoadedModel, load};
+pub use load::{Device, LoadOptions, LoadedModel, load, load_on};
 pub use perplexity::{Score, Windows, perplexity};
-pub use rill_kernels::Isa;
+pub use rill_kernels::{Isa, KvDtype};
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use traffic::{Cost, WeightTraffic};

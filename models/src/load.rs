@@ -3,16 +3,19 @@
 use crate::source::{ModelFiles, ModelKind};
 use crate::weights::{Safetensors, Weights};
 use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, registry};
-use rill_kernels::{CpuBackend, Isa};
+use rill_kernels::cuda::{CudaBackend, Driver, DriverOptions};
+use rill_kernels::{Backend, CpuBackend, Isa, KvDtype};
 use std::sync::Arc;
 
 /// Where a model runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// The fastest there is.
+    /// A GPU where there is one that works, or else the CPU.
     #[default]
     Auto,
     Cpu,
+    /// The CUDA device of this number, or an error.
+    Cuda(usize),
 }
 
 /// How to run a model.
@@ -23,6 +26,22 @@ pub struct LoadOptions {
     pub device: Device,
     /// Instructions the CPU kernels use; `None` takes the fastest the processor has.
     pub isa: Option<Isa>,
+    /// Share of a GPU's free memory that weights, cache and activations may take, 0 to 1.
+    pub gpu_memory_utilization: f64,
+    pub kv_dtype: KvDtype,
+}
+
+impl LoadOptions {
+    /// On the CPU, all else as it is by default.
+    pub const fn on_cpu(threads: usize) -> LoadOptions {
+        LoadOptions {
+            threads,
+            device: Device::Cpu,
+            isa: None,
+            gpu_memory_utilization: 0.9,
+            kv_dtype: KvDtype::Bf16,
+        }
+    }
 }
 
 /// A model, its tokenizer, and what its files say about both.
@@ -36,8 +55,46 @@ pub struct LoadedModel {
     pub description: String,
 }
 
-/// Loads the model `files` hold.
+/// Loads the model `files` hold onto the device `options` name.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let on_gpu = match options.device {
+        Device::Cpu => None,
+        // Why there is no GPU is of no interest to who did not ask for one.
+        Device::Auto => open_gpu(0, options).ok(),
+        Device::Cuda(ordinal) => Some(open_gpu(ordinal, options)?),
+    };
+    if let Some(backend) = on_gpu {
+        if options.kv_dtype != KvDtype::Bf16 {
+            return Err(ModelError::Unsupported("KV caches of bytes exist on the CPU only, not on a GPU".into()));
+        }
+        let device = backend.name();
+        return load_on(files, backend, &device);
+    }
+    let isa = options.isa.unwrap_or_else(Isa::detect);
+    if !isa.available() {
+        return Err(ModelError::Unsupported(format!(
+            "this processor has no {}; the best it has is {}",
+            isa.name(),
+            Isa::detect().name()
+        )));
+    }
+    let backend = CpuBackend::new(options.threads, isa).with_kv_dtype(options.kv_dtype);
+    let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
+    load_on(files, backend, &device)
+}
+
+fn open_gpu(ordinal: usize, options: &LoadOptions) -> Result<CudaBackend, ModelError> {
+    let driver = Driver::open(DriverOptions { ordinal, memory_utilization: options.gpu_memory_utilization })
+        .map_err(|error| ModelError::Device(error.to_string()))?;
+    Ok(CudaBackend::new(Arc::new(driver), options.threads))
+}
+
+/// Loads the model `files` hold onto `backend`, which `device` describes.
+pub fn load_on<B: Backend + 'static>(
+    files: &ModelFiles,
+    backend: B,
+    device: &str,
+) -> Result<LoadedModel, ModelError> {
     let (config, tokenizer, weights) = match &files.kind {
         ModelKind::Gguf { path } => {
             let file = GgufFile::open(path)?;
@@ -55,17 +112,6 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             (config, tokenizer, Weights::from_safetensors(files))
         }
     };
-    let (Device::Auto | Device::Cpu) = options.device;
-    let isa = options.isa.unwrap_or_else(Isa::detect);
-    if !isa.available() {
-        return Err(ModelError::Unsupported(format!(
-            "this processor has no {}; the best it has is {}",
-            isa.name(),
-            Isa::detect().name()
-        )));
-    }
-    let backend = CpuBackend::new(options.threads, isa);
-    let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
     let model = registry::build(backend, &config, &weights)?;
     let description =
         format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);

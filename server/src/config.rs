@@ -54,6 +54,9 @@ pub struct ServeConfig {
     pub device: Device,
     /// `None`: the fastest the processor has.
     pub isa: Option<rill_models::Isa>,
+    /// Above 0 and up to 1.
+    pub gpu_memory_utilization: f64,
+    pub kv_dtype: rill_models::KvDtype,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
 }
@@ -86,18 +89,44 @@ pub enum KvCacheBytes {
     QuarterOf(u64),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Device {
-    /// The best there is.
-    Auto,
-    Cpu,
+/// `--device`: auto, cpu, cuda or cuda:N.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device(pub rill_models::Device);
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        let device = match text.split_once(':') {
+            None if text == "auto" => rill_models::Device::Auto,
+            None if text == "cpu" => rill_models::Device::Cpu,
+            None if text == "cuda" => rill_models::Device::Cuda(0),
+            Some(("cuda", number)) => match number.parse() {
+                Ok(number) => rill_models::Device::Cuda(number),
+                Err(_) => return Err(format!("{number:?} is no number of a CUDA device, such as cuda:0")),
+            },
+            _ => return Err("one of auto, cpu, cuda and cuda:N is wanted".to_owned()),
+        };
+        Ok(Device(device))
+    }
 }
 
-impl From<Device> for rill_models::Device {
-    fn from(device: Device) -> Self {
-        match device {
-            Device::Auto => rill_models::Device::Auto,
-            Device::Cpu => rill_models::Device::Cpu,
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum KvCacheDtype {
+    /// bf16.
+    Auto,
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// Bytes, with a scale for every 32 dimensions of a token's head.
+    Int8,
+}
+
+impl From<KvCacheDtype> for rill_models::KvDtype {
+    fn from(dtype: KvCacheDtype) -> rill_models::KvDtype {
+        match dtype {
+            KvCacheDtype::Auto | KvCacheDtype::Bf16 => rill_models::KvDtype::Bf16,
+            KvCacheDtype::Int8 => rill_models::KvDtype::Int8,
         }
     }
 }
@@ -196,6 +225,13 @@ impl ServeConfig {
                 flag: "max-body",
                 reason: format!("must be between 1KiB and 1GiB, not {}", flags.max_body),
             })?;
+        let gpu_memory_utilization = flags.gpu_memory_utilization;
+        if !(gpu_memory_utilization > 0.0 && gpu_memory_utilization <= 1.0) {
+            return Err(ConfigError {
+                flag: "gpu-memory-utilization",
+                reason: format!("must be above 0 and up to 1, not {gpu_memory_utilization}"),
+            });
+        }
         if let Some(key) = flags.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(ConfigError { flag: "api-key", reason: format!("must not be empty, as {key:?} is") });
         }
@@ -241,6 +277,8 @@ impl ServeConfig {
             chat_template: flags.chat_template,
             device: flags.device,
             isa: flags.isa.instructions()?,
+            gpu_memory_utilization,
+            kv_dtype: flags.kv_cache_dtype.into(),
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
         })
@@ -248,14 +286,21 @@ impl ServeConfig {
 }
 
 impl EngineLimits {
-    /// KV-cache blocks for a model of `bytes_per_token` and `context_len` tokens.
-    pub fn blocks(&self, bytes_per_token: usize, context_len: usize) -> Result<usize, ConfigError> {
+    /// KV-cache blocks for a model of `bytes_per_token` and `context_len` tokens; `device_free` bytes are left on a
+    /// device with memory of its own, of which a tenth stays free for activations.
+    pub fn blocks(
+        &self,
+        bytes_per_token: usize,
+        context_len: usize,
+        device_free: Option<usize>,
+    ) -> Result<usize, ConfigError> {
         let bytes_per_block = (bytes_per_token * self.block_size).max(1) as u64;
         let bytes = match self.kv_cache_bytes {
             KvCacheBytes::Exactly(bytes) => bytes,
             KvCacheBytes::QuarterOf(available) => {
                 let blocks_of_all = (context_len.div_ceil(self.block_size) * self.running_max) as u64;
-                (available / 4).min(blocks_of_all * bytes_per_block)
+                let share = device_free.map_or(available / 4, |free| (free - free / 10) as u64);
+                share.min(blocks_of_all * bytes_per_block)
             }
         };
         match usize::try_from(bytes / bytes_per_block) {

@@ -76,12 +76,12 @@ fn sizes() {
 fn the_cache_is_sized_from_the_machine_and_the_model() {
     // 16 tokens of 1 KiB a block; 64 sequences of 2,048 tokens need 8,192 blocks, 128 MiB.
     let engine = config("").unwrap().engine;
-    assert_eq!(engine.blocks(1024, 2048), Ok(8192));
+    assert_eq!(engine.blocks(1024, 2048, None), Ok(8192));
     // A quarter of 16 GiB where the model could use more.
-    assert_eq!(engine.blocks(1 << 20, 1 << 20), Ok(256));
+    assert_eq!(engine.blocks(1 << 20, 1 << 20, None), Ok(256));
     let exact = config("--kv-cache-memory 1MiB").unwrap().engine;
-    assert_eq!(exact.blocks(1024, 2048), Ok(64));
-    let error = exact.blocks(1 << 20, 2048).unwrap_err().to_string();
+    assert_eq!(exact.blocks(1024, 2048, None), Ok(64));
+    let error = exact.blocks(1 << 20, 2048, None).unwrap_err().to_string();
     assert!(error.contains("1048576 bytes hold no block of 16 tokens, which takes 16777216 bytes"), "{error}");
 }
 

@@ -42,6 +42,8 @@ pub fn run(flags: &PerplexityFlags) -> Result<(), PerplexityError> {
         threads: flags.threads.unwrap_or_else(|| Machine::detect().cores),
         device: Device::Auto,
         isa: flags.isa.instructions()?,
+        kv_dtype: flags.kv_cache_dtype.into(),
+        ..LoadOptions::on_cpu(1)
     };
     let files = rill_models::resolve(&flags.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
     let LoadedModel { mut model, tokenizer, name, description, .. } = rill_models::load(&files, &options)?;

@@ -167,7 +167,13 @@ fn load_on_own_thread(config: ServeConfig) -> std::io::Result<oneshot::Receiver<
 
 fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let files = rill_models::resolve(&config.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
-    let options = LoadOptions { threads: config.threads, device: config.device.into(), isa: config.isa };
+    let options = LoadOptions {
+        threads: config.threads,
+        device: config.device.0,
+        isa: config.isa,
+        gpu_memory_utilization: config.gpu_memory_utilization,
+        kv_dtype: config.kv_dtype,
+    };
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
         rill_models::load(&files, &options)?;
     let template =
@@ -175,7 +181,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
 
     let shape = model.shape().clone();
     let limits = &config.engine;
-    let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len)?;
+    let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
     let capacity = num_blocks * limits.block_size;
     if capacity < shape.context_len {
         tracing::warn!(

@@ -4,7 +4,8 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama::{Cache, Config, Llama, LlamaConfig};
-use rill_models::{LoadOptions, LoadedModel, ModelError, NoProgress, SourceOptions};
+use rill_models::{LoadedModel, ModelError, NoProgress, SourceOptions};
+use rill_tests::default_model;
 use rill_tests::single_sequence::SingleSequence;
 use std::collections::HashMap;
 use std::path::Path;
@@ -92,7 +93,7 @@ fn write_model(dir: &Path, dtype: DType, tied: bool) {
 
 fn load(dir: &Path) -> Result<LoadedModel, ModelError> {
     let files = rill_models::resolve(&dir.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)?;
-    rill_models::load(&files, &LoadOptions { threads: 2, device: rill_models::Device::Cpu, isa: None })
+    rill_models::load(&files, &default_model::CPU)
 }
 
 /// Candle's logits after every token, computed in f32 from the stored weights.

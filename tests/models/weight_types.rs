@@ -10,7 +10,7 @@ use candle_core::quantized::gguf_file::{Content, Value, write};
 use candle_core::quantized::{GgmlDType, QTensor, ggml_file::qtensor_from_ggml};
 use candle_core::{Device, Tensor};
 use float_llama::FloatLlama;
-use rill_models::{Device as RillDevice, LoadOptions, ModelFiles, ModelKind, Windows, perplexity};
+use rill_models::{LoadOptions, ModelFiles, ModelKind, Windows, perplexity};
 use rill_tests::default_model;
 use std::fs::File;
 use std::path::Path;
@@ -133,7 +133,7 @@ fn retype(bytes: &mut [u8], name: &str) {
 
 fn rills(path: &Path, tokens: &[u32]) -> f64 {
     let files = ModelFiles { name: "requantised".to_owned(), kind: ModelKind::Gguf { path: path.to_owned() } };
-    let options = LoadOptions { threads: 2, device: RillDevice::Cpu, isa: None };
+    let options = LoadOptions::on_cpu(2);
     let mut loaded = rill_models::load(&files, &options).expect("rill loads it");
     let windows = Windows { len: WINDOW, unscored: 0 };
     let score = perplexity(&mut *loaded.model, tokens, windows, None, |_| true).expect("rill runs");

@@ -1,5 +1,6 @@
 //! The default model, found as `rill serve` finds it: the local cache, the hub, or the PyPI package.
 
+use rill_kernels::Backend;
 use rill_models::{Isa, LoadOptions, LoadedModel, ModelFiles, ModelKind, NoProgress, SourceOptions};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,15 @@ pub fn gguf_path() -> PathBuf {
     }
 }
 
+/// Two threads of the CPU.
+pub const CPU: LoadOptions = LoadOptions::on_cpu(2);
+
+/// Loaded onto another backend.
+pub fn load_on<B: Backend + 'static>(backend: B) -> LoadedModel {
+    rill_models::load_on(files(), backend, "a test's backend")
+        .unwrap_or_else(|error| panic!("the default model does not load: {error}"))
+}
+
 /// Loaded on two threads, whatever the machine has: what the numbers must not depend on is not left to chance.
 pub fn load() -> LoadedModel {
     load_with(None)
@@ -28,7 +38,7 @@ pub fn load() -> LoadedModel {
 
 /// The same on the instructions given, or on the processor's best.
 pub fn load_with(isa: Option<Isa>) -> LoadedModel {
-    let options = LoadOptions { threads: 2, device: rill_models::Device::Cpu, isa };
+    let options = LoadOptions { isa, ..CPU };
     rill_models::load(files(), &options).unwrap_or_else(|error| panic!("the default model does not load: {error}"))
 }
 

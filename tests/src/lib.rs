@@ -10,3 +10,4 @@ pub mod server_process;
 pub mod single_sequence;
 pub mod tiny_gguf;
 pub mod tiny_models;
+pub mod tiny_parity;

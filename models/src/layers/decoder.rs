@@ -7,7 +7,7 @@ use super::loader::{LayerLoader, Loader};
 use super::norm::{Norm, NormKind};
 use crate::weights::Weights;
 use crate::{ForwardInput, Model, ModelConfig, ModelError, ModelShape};
-use rill_kernels::{Backend, CacheShape, StepInput};
+use rill_kernels::{Backend, CacheShape, DeviceError, StepInput};
 use std::ops::Range;
 
 /// One layer of an architecture.
@@ -89,6 +89,11 @@ pub(crate) struct Decoder<B: Backend, L> {
     buffers: Buffers<B>,
 }
 
+/// A device that failed fails the model: what it holds is lost.
+fn runtime(error: DeviceError) -> ModelError {
+    ModelError::Runtime(error.to_string())
+}
+
 /// Activations, kept from step to step.
 struct Buffers<B: Backend> {
     steps: Vec<B::Step>,
@@ -136,13 +141,11 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
         };
         let head_bias = all.vector_if_there("output.bias", vocab)?.unwrap_or_default();
         let norm = all.norm("output_norm", norm, hidden)?;
-        let cache_bytes = |layer: &mut L| all.backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
+        let cache_bytes = |layer: &mut L| backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
+        let kv_bytes_per_token = layers.iter_mut().map(cache_bytes).sum();
+        backend.check().map_err(runtime)?;
         Ok(Decoder {
-            shape: ModelShape {
-                vocab_size: vocab,
-                context_len: config.context_len,
-                kv_bytes_per_token: layers.iter_mut().map(cache_bytes).sum(),
-            },
+            shape: ModelShape { vocab_size: vocab, context_len: config.context_len, kv_bytes_per_token },
             hidden_size: hidden,
             embedding,
             embedding_scale: config.embedding_scale.unwrap_or(1.0),
@@ -173,6 +176,10 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         &self.shape
     }
 
+    fn device_memory_free(&self) -> Option<usize> {
+        self.backend.memory_free()
+    }
+
     fn allocate_kv_cache(&mut self, blocks: usize, block_size: usize) -> Result<(), ModelError> {
         let shape = CacheShape { blocks, block_size };
         self.caches.clear();
@@ -180,7 +187,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
             let heads = self.kinds[layer.attention().kind].heads;
             self.caches.push(self.backend.new_kv_cache(shape, heads));
         }
-        Ok(())
+        self.backend.check().map_err(runtime)
     }
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
@@ -224,6 +231,6 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         if self.logit_scale != 1.0 || self.logit_softcap.is_some() {
             backend.scale_logits(logits, self.logit_scale, self.logit_softcap);
         }
-        Ok(())
+        self.backend.check().map_err(runtime)
     }
 }

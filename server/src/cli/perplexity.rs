@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::IsaChoice;
+use crate::config::{IsaChoice, KvCacheDtype};
 
 /// How well a model foresees a text: e to the mean surprise of a token. Windows are read one by one; of each, tokens of
 /// the second half are scored, as llama.cpp's tool of that name does it.
@@ -31,4 +31,7 @@ pub struct PerplexityFlags {
     /// Instructions the CPU kernels use.
     #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
     pub isa: IsaChoice,
+    /// How keys and values are kept.
+    #[arg(long, env = "RILL_KV_CACHE_DTYPE", value_enum, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
 }

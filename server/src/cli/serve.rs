@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{Device, IsaChoice, ReasoningParser};
+use crate::config::{Device, IsaChoice, KvCacheDtype, ReasoningParser};
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -72,10 +72,16 @@ pub struct ServeFlags {
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,
-    /// Where to run the model.
-    #[arg(long, env = "RILL_DEVICE", value_enum, default_value = "auto")]
+    /// Where to run the model: cpu, cuda, cuda:N, or auto, which is a GPU where there is one that works.
+    #[arg(long, env = "RILL_DEVICE", default_value = "auto")]
     pub device: Device,
     /// Instructions the CPU kernels use; all give the same tokens.
     #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
     pub isa: IsaChoice,
+    /// Share of a GPU's free memory to take, above 0 and up to 1.
+    #[arg(long, env = "RILL_GPU_MEMORY_UTILIZATION", default_value_t = 0.9)]
+    pub gpu_memory_utilization: f64,
+    /// How keys and values are kept: bf16, or int8, which takes half the memory.
+    #[arg(long, env = "RILL_KV_CACHE_DTYPE", value_enum, default_value = "auto")]
+    pub kv_cache_dtype: KvCacheDtype,
 }

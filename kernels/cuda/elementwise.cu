@@ -1,0 +1,30 @@
+// What is done to f32 activations value by value: biases, sums, scattered rows. Their definition is their reference.
+//
+//   grid (rows), 256 threads over the columns; no two blocks write one row, so nothing is atomic. 20 registers or
+//   fewer: bandwidth is the limit.
+#include "prims.cuh"
+
+KERNEL((256), add_bias, float* x, const float* bias, uint32_t cols) {
+    float* row = x + static_cast<size_t>(blockIdx.x) * cols;
+    for (uint32_t i = threadIdx.x; i < cols; i += blockDim.x) {
+        row[i] = row[i] + bias[i];
+    }
+}
+
+KERNEL((256), add_scaled, float* out, const float* x, float scale, uint32_t cols) {
+    const size_t first = static_cast<size_t>(blockIdx.x) * cols;
+    for (uint32_t i = threadIdx.x; i < cols; i += blockDim.x) {
+        out[first + i] = out[first + i] + scale * x[first + i];
+    }
+}
+
+// Row rows[r] of out += scales[r] * row r of x; no two of `rows` are the same.
+KERNEL((256), scatter_add, float* out, const float* x, const uint32_t* rows, const float* scales, uint32_t cols) {
+    const uint32_t row = blockIdx.x;
+    float* to = out + static_cast<size_t>(rows[row]) * cols;
+    const float* from = x + static_cast<size_t>(row) * cols;
+    const float scale = scales[row];
+    for (uint32_t i = threadIdx.x; i < cols; i += blockDim.x) {
+        to[i] = to[i] + scale * from[i];
+    }
+}

@@ -1,0 +1,153 @@
+// Linear layers with 4- and 8-bit weights: an exact integer product a group of 32 columns (mma m16n8k32, one a group),
+// scaled and added in f32. linear.cuh has tiles, slices and the order of sums. Reference: reference::linear.
+//
+// Weights lie as the tensor core takes them, lane by lane (4 g + t), tile by tile of 16 outputs, group by group:
+//
+//   four   codes   [tile][group][lane] 2 words: outputs g and g + 8; a byte's low nibble is column 4t + b of the group,
+//                                      its high nibble column 16 + 4t + b           (256 B a group: one line pair)
+//          scales  [tile][group][16] f16 d, f16 m                                   weight = d * code + m
+//   eight  codes   [tile][group][lane] 4 words: outputs g, g + 8 of columns 4t + b, then of columns 16 + 4t + b
+//          scales  [tile][group][16] f16 d                                          weight = d * code (signed)
+//
+// Rows of activations: rows.cuh. Those up to the next multiple of 64 exist and may hold anything.
+//
+// 256 threads. The small tile (1 × 1) is for up to 8 rows: 48 registers or fewer keep 5 blocks an SM, each with
+// 8 slices × 2 groups (320 B) on their way. The large tile (2 × 4) keeps 32 sums a thread: 128 registers or
+// fewer, 2 blocks.
+#include "linear.cuh"
+
+struct Activations {
+    const int8_t* q;
+    const float* scale;
+    const float* sum;
+};
+
+// One group of 16 outputs, as loaded.
+template <int BITS>
+struct Group;
+template <>
+struct Group<4> {
+    uint2 codes;
+    uint32_t scales[2];
+};
+template <>
+struct Group<8> {
+    uint4 codes;
+    uint16_t scales[2];
+};
+
+DEVICE void load_group(Group<4>& group, const void* codes, const void* scales, size_t place, uint32_t lane) {
+    group.codes = load_once(static_cast<const uint2*>(codes) + place * 32 + lane);
+    const uint32_t* pairs = static_cast<const uint32_t*>(scales) + place * 16;
+    group.scales[0] = pairs[lane / 4];
+    group.scales[1] = pairs[lane / 4 + 8];
+}
+DEVICE void load_group(Group<8>& group, const void* codes, const void* scales, size_t place, uint32_t lane) {
+    group.codes = load_once(static_cast<const uint4*>(codes) + place * 32 + lane);
+    const uint16_t* values = static_cast<const uint16_t*>(scales) + place * 16;
+    group.scales[0] = values[lane / 4];
+    group.scales[1] = values[lane / 4 + 8];
+}
+DEVICE void fragments(const Group<4>& group, uint32_t (&a)[4]) {
+    a[0] = group.codes.x & 0x0f0f0f0fu;
+    a[1] = group.codes.y & 0x0f0f0f0fu;
+    a[2] = group.codes.x >> 4 & 0x0f0f0f0fu;
+    a[3] = group.codes.y >> 4 & 0x0f0f0f0fu;
+}
+DEVICE void fragments(const Group<8>& group, uint32_t (&a)[4]) {
+    a[0] = group.codes.x;
+    a[1] = group.codes.y;
+    a[2] = group.codes.z;
+    a[3] = group.codes.w;
+}
+DEVICE float scale_of(const Group<4>& group, int half) {
+    return f32_of_f16(static_cast<uint16_t>(group.scales[half] & 0xffffu));
+}
+DEVICE float scale_of(const Group<8>& group, int half) { return f32_of_f16(group.scales[half]); }
+DEVICE float minimum_of(const Group<4>& group, int half) {
+    return f32_of_f16(static_cast<uint16_t>(group.scales[half] >> 16));
+}
+DEVICE float minimum_of(const Group<8>&, int) { return 0.0f; }
+
+template <int BITS, int MT, int NT>
+DEVICE void multiply(const void* codes, const void* scales, uint32_t groups, uint32_t tiles, const Activations& x,
+                     const LinearOut& o) {
+    DYNAMIC_SHARED(float, shared);
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t row_tile = blockIdx.y * NT * 8;
+    float acc[MT][NT][4];
+#pragma unroll
+    for (int m = 0; m < MT; m++) {
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                acc[m][n][i] = 0.0f;
+            }
+        }
+    }
+    // The next group's weights are on their way while this one's are multiplied.
+    Group<BITS> next[MT];
+    // A tile beyond the last repeats it: its results are not written.
+    const auto place = [&](int m, uint32_t group) {
+        const uint32_t tile = blockIdx.x * MT + m;
+        return static_cast<size_t>(tile < tiles ? tile : tiles - 1) * groups + group;
+    };
+    if (warp < groups) {
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            load_group(next[m], codes, scales, place(m, warp), lane);
+        }
+    }
+    for (uint32_t group = warp; group < groups; group += SLICES) {
+        Group<BITS> now[MT];
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            now[m] = next[m];
+            if (group + SLICES < groups) {
+                load_group(next[m], codes, scales, place(m, group + SLICES), lane);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            const size_t row = row_tile + n * 8 + g;
+            const uint32_t* q = reinterpret_cast<const uint32_t*>(x.q + (row * groups + group) * 32);
+            const uint32_t b0 = q[t], b1 = q[t + 4];
+            float scale[2], sum[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const size_t at = static_cast<size_t>(row_tile + n * 8 + 2 * t + i) * groups + group;
+                scale[i] = x.scale[at];
+                sum[i] = BITS == 4 ? x.sum[at] : 0.0f;
+            }
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                uint32_t a[4];
+                fragments(now[m], a);
+                int32_t dot[4] = {0, 0, 0, 0};
+                mma_s8(dot, a, b0, b1);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float& to = acc[m][n][i];
+                    to = fmaf(static_cast<float>(dot[i]), scale_of(now[m], i / 2) * scale[i % 2], to);
+                    if (BITS == 4) {
+                        to = fmaf(minimum_of(now[m], i / 2), sum[i % 2], to);
+                    }
+                }
+            }
+        }
+    }
+    finish_tile<MT, NT>(acc, shared, o);
+}
+
+#define QUANTISED(name, bounds, bits, mt, nt)                                                                       \
+    KERNEL(bounds, name, const void* codes, const void* scales, uint32_t groups, uint32_t tiles, const int8_t* q,   \
+           const float* scale, const float* sum, float* out, uint32_t rows, uint32_t outputs, uint32_t stride,      \
+           uint32_t first, uint32_t add) {                                                                          \
+        multiply<bits, mt, nt>(codes, scales, groups, tiles, {q, scale, sum}, {out, rows, outputs, stride, first, add}); \
+    }
+
+QUANTISED(linear_four_1x1, (256, 4), 4, 1, 1)
+QUANTISED(linear_four_2x4, (256, 2), 4, 2, 4)
+QUANTISED(linear_eight_1x1, (256, 4), 8, 1, 1)
+QUANTISED(linear_eight_2x4, (256, 2), 8, 2, 4)

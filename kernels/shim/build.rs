@@ -1,0 +1,72 @@
+//! Compiles the CUDA sources as C++ against the SIMT shim, as they are, under sanitizers, and with each bug the tests
+//! plant, into shared objects that tests open.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// Sound, sanitized, and with one bug each: kernels/cuda/attention.cu.
+const VARIANTS: [(&str, &[&str]); 5] = [
+    ("sound", &[]),
+    ("sanitized", &["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]),
+    ("missing_sync", &["-DPLANT_MISSING_SYNC"]),
+    ("stride", &["-DPLANT_STRIDE"]),
+    ("block_table", &["-DPLANT_BLOCK_TABLE"]),
+];
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=cpp");
+    println!("cargo::rerun-if-changed=../cuda");
+    let mut sources: Vec<PathBuf> = fs::read_dir("../cuda")
+        .expect("kernels/cuda is beside this crate")
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+        .collect();
+    sources.sort();
+    for (name, flags) in VARIANTS {
+        // The bugs are in attention alone.
+        let planted = flags.iter().any(|flag| flag.starts_with("-DPLANT"));
+        let chosen = sources.iter().filter(|path| !planted || path.ends_with("attention.cu"));
+        compile(&out, name, chosen, flags);
+    }
+}
+
+/// One translation unit: the scheduler and all sources.
+fn compile<'a>(out: &Path, name: &str, sources: impl Iterator<Item = &'a PathBuf>, flags: &[&str]) {
+    let unit = out.join(format!("{name}.cpp"));
+    let folder = env::current_dir().expect("cargo runs build scripts in the package");
+    let mut text = format!("#include \"{}\"\n", folder.join("cpp/simt.cpp").display());
+    for source in sources {
+        text += &format!("#include \"{}\"\n", folder.join(source).display());
+    }
+    fs::write(&unit, text).expect("the output directory can be written");
+    // Where the sanitizer's runtime lies, which a test must load before anything else.
+    let compiler = cc::Build::new().cpp(true).opt_level(3).cargo_metadata(false).get_compiler();
+    let runtime = Command::new(compiler.path()).arg("-print-file-name=libasan.so").output();
+    let runtime =
+        runtime.map(|found| String::from_utf8_lossy(&found.stdout).trim().to_owned()).unwrap_or_default();
+    println!("cargo::rustc-env=RILL_SANITIZER_RUNTIME={runtime}");
+    let status = Command::new(compiler.path())
+        // Contraction would round where the kernels do not; fmaf must be an instruction to be quick.
+        .args(["-std=c++17", "-O3", "-g1", "-fPIC", "-shared", "-ffp-contract=off", "-march=native"])
+        .args([
+            "-ftls-model=initial-exec",
+            "-fno-strict-aliasing",
+            "-Wall",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-Wno-maybe-uninitialized",
+            "-Wno-uninitialized",
+        ])
+        .args(["-DRILL_SHIM", "-I"])
+        .arg(folder.join("cpp"))
+        .args(flags)
+        .arg("-o")
+        .arg(out.join(format!("lib{name}.so")))
+        .arg(&unit)
+        .status()
+        .expect("a C++ compiler is there");
+    assert!(status.success(), "{} does not compile", unit.display());
+}

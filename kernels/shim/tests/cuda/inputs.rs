@@ -1,0 +1,147 @@
+//! What tests are made of: repeatable random numbers, sound random weights, and ways in and out of device memory.
+
+use half::{bf16, f16};
+use proptest::test_runner::Config;
+use rill_cuda_shim::Shim;
+use rill_kernels::cuda::{CudaBackend, Linear, Matrix, Rows};
+use rill_kernels::{Backend, Dtype, Form, Stored};
+use std::sync::Arc;
+
+pub const BOTH: Form = Form { q8: true, f32: true };
+
+/// A small generator (splitmix64), so that failures repeat.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0..n.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Uniform in [-1, 1).
+    pub fn uniform(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// About normal, variance 1.
+    pub fn normal(&mut self) -> f32 {
+        (0..6).map(|_| self.uniform()).sum::<f32>() * 0.5_f32.sqrt()
+    }
+
+    /// Activations: mostly normal, some groups of zeros, some small.
+    pub fn activations(&mut self, len: usize) -> Vec<f32> {
+        let mut out = Vec::with_capacity(len);
+        while out.len() < len {
+            let kind = self.below(16);
+            for _ in 0..32.min(len - out.len()) {
+                out.push(match kind {
+                    0 => 0.0,
+                    1 => self.normal() * 1e-4,
+                    2 if self.below(8) == 0 => self.normal() * 1e3,
+                    _ => self.normal(),
+                });
+            }
+        }
+        out
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+/// A stored matrix of any type: any codes, scales of either sign.
+pub fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, numbers: &mut Numbers) -> Vec<u8> {
+    let scales: &[usize] = match dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => &[],
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4_K | Dtype::Q5_K => &[0, 2],
+        Dtype::Q2_K => &[80, 82],
+        Dtype::Q3_K => &[108],
+        Dtype::Q6_K => &[208],
+        _ => &[0],
+    };
+    let mut data = Vec::new();
+    for _ in 0..rows * cols / dtype.block_len() {
+        match dtype {
+            Dtype::F32 => data.extend(numbers.normal().to_le_bytes()),
+            Dtype::F16 => data.extend(f16::from_f32(numbers.normal()).to_le_bytes()),
+            Dtype::BF16 => data.extend(bf16::from_f32(numbers.normal()).to_le_bytes()),
+            _ => {
+                let start = data.len();
+                data.extend((0..dtype.block_bytes()).map(|_| numbers.next() as u8));
+                for at in scales {
+                    let size = (-5.0 - 2.0 * (numbers.uniform() + 1.0)).exp2();
+                    let scale = f16::from_f32(if numbers.below(2) == 0 { size } else { -size });
+                    data[start + at..start + at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+        }
+    }
+    data
+}
+
+/// The sound kernels in an order drawn from `seed`.
+pub fn backend(seed: u64) -> CudaBackend {
+    CudaBackend::new(Arc::new(Shim::new(seed)), 1)
+}
+
+/// Proptest's settings: a number of cases, nothing written to disk.
+pub fn cases(cases: u32) -> Config {
+    Config { cases, failure_persistence: None, max_shrink_iters: 50, ..Config::default() }
+}
+
+/// A layer of f32 weights.
+pub fn load_f32(backend: &mut CudaBackend, values: &[f32], cols: usize) -> Linear {
+    let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let stored = Stored { dtype: Dtype::F32, rows: values.len() / cols, cols, data: &data };
+    backend.load_linear(&[stored]).expect("whole rows of f32")
+}
+
+/// Host values as a matrix.
+pub fn matrix(backend: &mut CudaBackend, values: &[f32], width: usize) -> Matrix {
+    let table = load_f32(backend, values, width);
+    let ids: Vec<u32> = (0..(values.len() / width) as u32).collect();
+    let mut out = Matrix::default();
+    backend.embed(&table, &ids, 1.0, &mut out);
+    out
+}
+
+/// Host values as rows in `form`.
+pub fn rows(backend: &mut CudaBackend, values: &[f32], width: usize, form: Form) -> Rows {
+    let values = matrix(backend, values, width);
+    let mut out = Rows::default();
+    backend.to_rows(&values, None, (&mut out, form));
+    out
+}
+
+/// Where two results first differ in any bit, in words.
+pub fn difference(given: &[f32], expected: &[f32]) -> Option<String> {
+    if given.len() != expected.len() {
+        return Some(format!("{} values instead of {}", given.len(), expected.len()));
+    }
+    let at = given.iter().zip(expected).position(|(a, b)| a.to_bits() != b.to_bits())?;
+    Some(format!("value {at} of {} is {:e}, not {:e}", given.len(), given[at], expected[at]))
+}
+
+/// Where values are further from what they should be than `bound` allows, NaN included, in words.
+pub fn too_far(given: &[f32], expected: &[f64], bound: impl Fn(usize) -> f64) -> Option<String> {
+    if given.len() != expected.len() {
+        return Some(format!("{} values instead of {}", given.len(), expected.len()));
+    }
+    let far = |i: &usize| {
+        let error = (f64::from(given[*i]) - expected[*i]).abs();
+        error.is_nan() || error > bound(*i)
+    };
+    let at = (0..given.len()).find(far)?;
+    Some(format!("value {at} of {} is {:e}, not {:e}", given.len(), given[at], expected[at]))
+}

@@ -1,0 +1,7 @@
+//! Every CUDA kernel on the CPU against its plain reference, over shapes and schedules, and bugs that must be seen.
+
+mod attention;
+mod inputs;
+mod linear;
+mod planted;
+mod rows;
