@@ -61,7 +61,7 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<PathBuf>, String> {
     let archs = env::var("RILL_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.to_owned());
     let archs: Vec<&str> = archs.split(',').map(str::trim).filter(|arch| !arch.is_empty()).collect();
     let valid = |arch: &&str| arch.trim_end_matches(['a', 'f']).parse::<u32>().is_ok_and(|n| n >= 80);
-    let Some(oldest) = archs.first().filter(|_| archs.iter().all(|arch| valid(&arch))) else {
+    let Some(oldest) = archs.first().filter(|_| archs.iter().all(valid)) else {
         return Err(format!("RILL_CUDA_ARCHS={archs:?} is no list of architectures from 80 on, such as {ARCHS}"));
     };
     let mut arguments: Vec<String> =
