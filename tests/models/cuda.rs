@@ -15,7 +15,7 @@ use rill_tests::{default_model, tiny_models};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Attention's weights are rounded to bf16 at another scale than in the fixture.
+/// Wider than the CPU's: up to 0.0017 and 0.014 were seen, bf16 products in a different order through random weights.
 const BOUNDS: Bounds = Bounds { root_mean_square: 0.002, largest: 0.02 };
 
 fn backend(seed: u64) -> CudaBackend {
