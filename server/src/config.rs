@@ -75,6 +75,8 @@ pub enum ReasoningParser {
 pub struct EngineLimits {
     pub running_max: usize,
     pub queue_max: usize,
+    pub queue_tokens_max: usize,
+    pub queue_wait_ms_max: Option<u64>,
     pub batch_tokens_max: usize,
     pub block_size: usize,
     pub kv_cache_bytes: KvCacheBytes,
@@ -256,6 +258,8 @@ impl ServeConfig {
             engine: EngineLimits {
                 running_max,
                 queue_max: at_least_one("max-queue", flags.max_queue, 1 << 20)?,
+                queue_tokens_max: at_least_one("max-queue-tokens", flags.max_queue_tokens, 1 << 40)?,
+                queue_wait_ms_max: flags.max_queue_wait,
                 batch_tokens_max,
                 block_size: at_least_one("block-size", flags.block_size, 1024)?,
                 kv_cache_bytes,

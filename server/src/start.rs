@@ -197,8 +197,9 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         max_batch_tokens: limits.batch_tokens_max,
         max_running: limits.running_max,
         max_waiting: limits.queue_max,
+        max_waiting_tokens: limits.queue_tokens_max,
+        max_queue_wait_ms: limits.queue_wait_ms_max,
         prefix_caching: limits.prefix_caching,
-        ..EngineConfig::default()
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;

@@ -63,6 +63,29 @@ fn a_full_queue_is_429_with_retry_after() {
 }
 
 #[test]
+fn who_waits_too_long_is_503_with_retry_after_and_gives_up_the_place() {
+    let mut setup = Setup::default();
+    setup.engine.max_running = 1;
+    setup.engine.max_queue_wait_ms = Some(100);
+    let server = test_server::start_with(setup);
+    server.knobs.slow(Duration::from_millis(5));
+    let long = json!({"prompt": "a", "max_tokens": 200, "stream": true, "ignore_eos": true});
+    let running = send(&server, &long);
+    server.wait_until("running", |server| server.engine.stats().running() == 1);
+    for stream in [true, false] {
+        let refused = server.post(PATH, &json!({"prompt": "b", "max_tokens": 1, "stream": stream}).to_string());
+        assert_eq!(refused.status, 503, "stream {stream}: {}", refused.text());
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert_eq!(refused.json()["error"]["code"], "overloaded");
+        assert!(refused.text().contains("100 ms"), "names the limit: {}", refused.text());
+        assert_eq!(server.engine.stats().waiting(), 0);
+    }
+    let answer = http::OpenResponse::read_head(running).unwrap();
+    assert_eq!(answer.events().unwrap().pop().as_deref(), Some("[DONE]"), "the one that ran is left alone");
+    server.assert_idle_soon();
+}
+
+#[test]
 fn of_several_choices_those_taken_before_a_refusal_are_cancelled() {
     let server = small_queue();
     let too_many = json!({"prompt": "a", "n": 64, "max_tokens": 400});

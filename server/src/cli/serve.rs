@@ -30,6 +30,13 @@ pub struct ServeFlags {
     /// Sequences that may wait; more are answered 429.
     #[arg(long, env = "RILL_MAX_QUEUE", default_value_t = 256)]
     pub max_queue: usize,
+    /// Prompt tokens that may wait, over all sequences; a request that would exceed them is answered 429, unless nothing
+    /// else waits.
+    #[arg(long, env = "RILL_MAX_QUEUE_TOKENS", default_value_t = 1 << 20)]
+    pub max_queue_tokens: usize,
+    /// Milliseconds a request may wait for its first step before it is answered 503 [default: no limit].
+    #[arg(long, env = "RILL_MAX_QUEUE_WAIT")]
+    pub max_queue_wait: Option<u64>,
     /// Tokens computed in one step, over all sequences.
     #[arg(long, env = "RILL_MAX_BATCH_TOKENS", default_value_t = 256)]
     pub max_batch_tokens: usize,
