@@ -108,7 +108,7 @@ impl Bench {
     }
 
     fn run(&mut self, batch: &Batch) {
-        let form = rill_kernels::Form { q8: true, f32: false };
+        let form = rill_kernels::Form::Q8;
         let out = (&mut self.out, form);
         self.backend.attention(&self.qkv, HEADS, batch.input(), &mut self.step, &mut self.cache, out);
     }

@@ -1,7 +1,7 @@
 //! Linear layers of the default model, one row to a prefill chunk: GMAC/s, against what the machine can do.
 //!
 //! `cargo bench -p rill-kernels --bench linear`. For one row the limit is memory: bytes = 5/8 (4-bit) or 17/16 (8-bit)
-//! a weight. From 16 rows on it is `vpdpbusd`: 64 MAC a cycle and core on Zen 4.
+//! a weight, 2 for bf16. From 16 rows on it is `vpdpbusd`: 64 MAC a cycle and core on Zen 4, or `vdpbf16ps`: 32.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rill_kernels::{Backend, CpuBackend, Dtype, Isa, Matrix, Rows, Stored};
@@ -17,7 +17,11 @@ fn weights(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
             *b = (state >> 56) as u8;
         }
         // The scale and, in Q4_1, the minimum: half-precision 2^-10.
-        block[..2].copy_from_slice(&0x1400_u16.to_le_bytes());
+        if dtype == Dtype::BF16 {
+            block[1] = 0x3f;
+        } else {
+            block[..2].copy_from_slice(&0x1400_u16.to_le_bytes());
+        }
         if dtype == Dtype::Q4_1 {
             block[2..4].copy_from_slice(&0x9400_u16.to_le_bytes());
         }
@@ -34,6 +38,9 @@ fn linear(c: &mut Criterion) {
         ("down", Dtype::Q4_1, 576, 1536),
         ("qkv", Dtype::Q4_1, 960, 576),
         ("head", Dtype::Q8_0, 49152, 576),
+        ("gate_up_bf16", Dtype::BF16, 3072, 576),
+        ("head_bf16", Dtype::BF16, 49152, 576),
+        ("gate_up_f16", Dtype::F16, 3072, 576),
     ] {
         let data = weights(dtype, rows, cols);
         let layer = backend.load_linear(&[Stored { dtype, rows, cols, data: &data }]).expect("packs");

@@ -6,7 +6,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rill_kernels::{Backend, CpuBackend, Dtype, Form, Isa, Matrix, Rows, Stored};
 
-const FORM: Form = Form { q8: true, f32: false };
+const FORM: Form = Form::Q8;
 
 /// `rows × width` ordinary values.
 fn matrix(backend: &mut CpuBackend, rows: usize, width: usize) -> Matrix {

@@ -96,6 +96,16 @@ pub enum KvDtype {
     Int8,
 }
 
+/// What activations that meet bf16 weights are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RowDtype {
+    /// Not at all.
+    #[default]
+    F32,
+    /// 8 bits of mantissa, for twice the products a second where the processor multiplies pairs of bf16.
+    Bf16,
+}
+
 /// A device failed: nothing computed since is to be used, and neither is the backend.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -10,7 +10,9 @@ mod pool;
 mod quants;
 pub mod reference;
 
-pub use backend::{Activation, AttentionShape, Backend, CacheShape, DeviceError, KvDtype, Rope, StepInput};
+pub use backend::{
+    Activation, AttentionShape, Backend, CacheShape, DeviceError, KvDtype, Rope, RowDtype, StepInput,
+};
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use packed::{PackError, Stored};
 pub use pool::Pool;

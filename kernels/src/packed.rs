@@ -10,8 +10,9 @@
 //!        scales  [tile][group] 16 × d, 16 × m   (f16)
 //! Eight  codes   [tile][group] 8 × 64 B; byte 64j + 4r + b = row r, column 4j + b, plus 128
 //!        scales  [tile][group] 16 × d           (f16)                  weight = d · (code − 128)
-//! Half,  values  [tile][column] 16 rows         (f16, bf16 or f32 bits)
-//! Brain, Single
+//! Half,  values  [tile][column] 16 rows         (f16 or f32 bits)
+//! Single
+//! Brain  values  [tile][pair of columns] 16 × 2 (bf16 bits); an odd number of columns ends in zeros
 //! ```
 
 use crate::cpu::simd::LANES;
@@ -102,21 +103,30 @@ impl Packed {
             Dtype::F32 => {
                 let mut values = Buffer::zeroed(tiles * cols * TILE_ROWS);
                 let out = Shared::new(&mut values);
-                interleave(stored, pool, |at, bytes| {
+                interleave(stored, pool, 1, |at, bytes| {
                     let value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                     // SAFETY: `at` is inside the buffer, and each place belongs to one row, so to one chunk.
                     unsafe { *out.at(at) = value }
                 });
                 Layout::Single(values)
             }
-            Dtype::F16 | Dtype::BF16 => {
+            Dtype::F16 => {
                 let mut values = Buffer::zeroed(tiles * cols * TILE_ROWS);
                 let out = Shared::new(&mut values);
-                interleave(stored, pool, |at, bytes| {
+                interleave(stored, pool, 1, |at, bytes| {
                     // SAFETY: as above.
                     unsafe { *out.at(at) = u16::from_le_bytes([bytes[0], bytes[1]]) }
                 });
-                if stored.dtype == Dtype::F16 { Layout::Half(values) } else { Layout::Brain(values) }
+                Layout::Half(values)
+            }
+            Dtype::BF16 => {
+                let mut values = Buffer::zeroed(tiles * cols.next_multiple_of(2) * TILE_ROWS);
+                let out = Shared::new(&mut values);
+                interleave(stored, pool, 2, |at, bytes| {
+                    // SAFETY: as above.
+                    unsafe { *out.at(at) = u16::from_le_bytes([bytes[0], bytes[1]]) }
+                });
+                Layout::Brain(values)
             }
             Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => {
                 let (codes, scales) = pack_groups(stored, pool, 256, 32);
@@ -177,7 +187,8 @@ impl Packed {
             }
             Layout::Brain(values) => {
                 for (k, x) in out[..self.cols].iter_mut().enumerate() {
-                    *x = f32::from_bits(u32::from(values[(tile * self.cols + k) * TILE_ROWS + r]) << 16);
+                    let pair = tile * self.cols.div_ceil(2) + k / 2;
+                    *x = f32::from_bits(u32::from(values[(pair * TILE_ROWS + r) * 2 + k % 2]) << 16);
                 }
             }
             Layout::Single(values) => {
@@ -189,13 +200,14 @@ impl Packed {
     }
 }
 
-/// Calls `put(index in [tile][column][row], element bytes)` for every element.
-fn interleave(stored: Stored<'_>, pool: &mut Pool, put: impl Fn(usize, &[u8]) + Sync) {
+/// Calls `put(index in [tile][columns, `together` at a time][row][column of those], element bytes)` for every element.
+fn interleave(stored: Stored<'_>, pool: &mut Pool, together: usize, put: impl Fn(usize, &[u8]) + Sync) {
     let width = stored.dtype.block_bytes();
     pool.run(stored.rows.div_ceil(TILE_ROWS), &|tile| {
         for row in tile * TILE_ROWS..((tile + 1) * TILE_ROWS).min(stored.rows) {
             for (col, bytes) in stored.row(row).chunks_exact(width).enumerate() {
-                put((tile * stored.cols + col) * TILE_ROWS + row % TILE_ROWS, bytes);
+                let columns = tile * stored.cols.div_ceil(together) + col / together;
+                put((columns * TILE_ROWS + row % TILE_ROWS) * together + col % together, bytes);
             }
         }
     });

@@ -4,7 +4,7 @@ use crate::source::{ModelFiles, ModelKind};
 use crate::weights::{Safetensors, Weights};
 use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, registry};
 use rill_kernels::cuda::{CudaBackend, Driver, DriverOptions};
-use rill_kernels::{Backend, CpuBackend, Isa, KvDtype};
+use rill_kernels::{Backend, CpuBackend, Isa, KvDtype, RowDtype};
 use std::sync::Arc;
 
 /// Where a model runs.
@@ -29,6 +29,9 @@ pub struct LoadOptions {
     /// Share of a GPU's free memory that weights, cache and activations may take, 0 to 1.
     pub gpu_memory_utilization: f64,
     pub kv_dtype: KvDtype,
+    /// What activations that meet bf16 weights are rounded to; `None` is what the device does best: nothing on the CPU,
+    /// bf16 on a GPU.
+    pub row_dtype: Option<RowDtype>,
 }
 
 impl LoadOptions {
@@ -40,6 +43,7 @@ impl LoadOptions {
             isa: None,
             gpu_memory_utilization: 0.9,
             kv_dtype: KvDtype::Bf16,
+            row_dtype: None,
         }
     }
 }
@@ -67,6 +71,11 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         if options.kv_dtype != KvDtype::Bf16 {
             return Err(ModelError::Unsupported("KV caches of bytes exist on the CPU only, not on a GPU".into()));
         }
+        if options.row_dtype == Some(RowDtype::F32) {
+            return Err(ModelError::Unsupported(
+                "on a GPU, activations meet bf16 weights as bf16, not as float32".into(),
+            ));
+        }
         let device = backend.name();
         return load_on(files, backend, &device);
     }
@@ -78,7 +87,9 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             Isa::detect().name()
         )));
     }
-    let backend = CpuBackend::new(options.threads, isa).with_kv_dtype(options.kv_dtype);
+    let backend = CpuBackend::new(options.threads, isa)
+        .with_kv_dtype(options.kv_dtype)
+        .with_row_dtype(options.row_dtype.unwrap_or_default());
     let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
     load_on(files, backend, &device)
 }

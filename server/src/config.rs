@@ -57,6 +57,7 @@ pub struct ServeConfig {
     /// Above 0 and up to 1.
     pub gpu_memory_utilization: f64,
     pub kv_dtype: rill_models::KvDtype,
+    pub row_dtype: Option<rill_models::RowDtype>,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
 }
@@ -129,6 +130,30 @@ impl From<KvCacheDtype> for rill_models::KvDtype {
         match dtype {
             KvCacheDtype::Auto | KvCacheDtype::Bf16 => rill_models::KvDtype::Bf16,
             KvCacheDtype::Int8 => rill_models::KvDtype::Int8,
+        }
+    }
+}
+
+/// What activations that meet bf16 weights are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ComputeDtype {
+    /// Nothing on the CPU, bf16 on a GPU.
+    Auto,
+    /// Nothing.
+    #[value(alias = "f32", alias = "float")]
+    Float32,
+    /// bf16: up to twice the speed on processors with AVX512-BF16, logits within about 1 %.
+    #[value(alias = "bf16")]
+    Bfloat16,
+}
+
+impl ComputeDtype {
+    /// `None` for auto.
+    pub fn row_dtype(self) -> Option<rill_models::RowDtype> {
+        match self {
+            ComputeDtype::Auto => None,
+            ComputeDtype::Float32 => Some(rill_models::RowDtype::F32),
+            ComputeDtype::Bfloat16 => Some(rill_models::RowDtype::Bf16),
         }
     }
 }
@@ -283,6 +308,7 @@ impl ServeConfig {
             isa: flags.isa.instructions()?,
             gpu_memory_utilization,
             kv_dtype: flags.kv_cache_dtype.into(),
+            row_dtype: flags.dtype.row_dtype(),
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
         })

@@ -43,6 +43,7 @@ pub fn run(flags: &PerplexityFlags) -> Result<(), PerplexityError> {
         device: Device::Auto,
         isa: flags.isa.instructions()?,
         kv_dtype: flags.kv_cache_dtype.into(),
+        row_dtype: flags.dtype.row_dtype(),
         ..LoadOptions::on_cpu(1)
     };
     let files = rill_models::resolve(&flags.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;

@@ -65,7 +65,7 @@ pub(super) fn attention(
             Either::Brain(Brain { keys: Shared::new(keys), values: Shared::new(values), queries, geometry })
         }
         Storage::Int8 { keys, values, scales } => {
-            let queries = step.query_rows.reset(rows * heads.heads, padded, Form { q8: true, f32: false });
+            let queries = step.query_rows.reset(rows * heads.heads, padded, Form::Q8);
             let (keys, values, scales) = (Shared::new(keys), Shared::new(values), Shared::new(scales));
             Either::Int8(Int8 { keys, values, scales, queries, geometry })
         }
@@ -88,7 +88,7 @@ pub(super) fn attention(
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
     let whole = !form.q8 || dim == padded;
     let target = if whole { &mut *out } else { &mut step.compact };
-    let target = target.reset(rows, heads.heads * dim, if whole { form } else { Form { q8: false, f32: true } });
+    let target = target.reset(rows, heads.heads * dim, if whole { form } else { Form::F32 });
     let (plan, states) = step.plan.begin();
     let (pieces, scores, out_rows) = (&plan.pieces, Scores::new(heads), target);
     match cache {

@@ -1,11 +1,17 @@
 //! Linear layers: packed weights times activation rows, from one row (decode) to thousands (prefill).
 //!
 //! Every output is the sum over groups of 32 columns, ascending, of an exact integer dot product times both scales
-//! (plus the minimum's term), accumulated in f32 with fused multiply-add. The order is fixed by the output alone:
-//! tile shapes, threads, batch and ISA change nothing in the bits.
+//! (plus the minimum's term), accumulated in f32 with fused multiply-add; or the sum over columns of products of bf16
+//! (both sides) or f32, in f32. The order is fixed by the output alone: tile shapes, threads, batch and ISA change nothing
+//! in the bits.
 
 #![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
 
+mod brain;
+mod float;
+
+use self::brain::{exact, rounded};
+use self::float::{half, single};
 use super::activation;
 use super::rows::{BLOCK_ROWS, Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
@@ -285,105 +291,6 @@ unsafe fn eight<S: Simd>(job: &Job<'_>, codes: *const u8, scales: *const u16) {
     unsafe { quantised::<S, Eight>(job, (codes, scales)) }
 }
 
-/// How sixteen stored floats are read.
-trait Floats {
-    type Stored;
-    unsafe fn load<S: Simd>(p: *const Self::Stored) -> S::F;
-}
-
-impl Floats for f32 {
-    type Stored = f32;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
-        // SAFETY: forwarded.
-        unsafe { S::load(p) }
-    }
-}
-
-struct HalfBits;
-impl Floats for HalfBits {
-    type Stored = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
-        // SAFETY: forwarded.
-        unsafe { S::load_f16(p) }
-    }
-}
-
-struct BrainBits;
-impl Floats for BrainBits {
-    type Stored = u16;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
-        // SAFETY: forwarded.
-        unsafe { S::load_bf16(p) }
-    }
-}
-
-#[inline(always)]
-unsafe fn float_tile<S: Simd, W: Floats, const T: usize>(
-    job: &Job<'_>,
-    values: *const W::Stored,
-    tile: usize,
-    row: usize,
-) {
-    let cols = job.weights.cols;
-    // SAFETY: weights hold `cols` vectors a tile, rows `cols` values each.
-    unsafe {
-        let x = job.x.values.as_ptr().add(row * cols);
-        let w = values.add(tile * cols * TILE_ROWS);
-        let mut acc = [S::zero(); T];
-        for k in 0..cols {
-            let w = W::load::<S>(w.add(k * TILE_ROWS));
-            for (t, acc) in acc.iter_mut().enumerate() {
-                *acc = S::fma(w, S::splat(*x.add(t * cols + k)), *acc);
-            }
-        }
-        put::<S, T>(job, tile, row, acc);
-    }
-}
-
-#[inline(always)]
-unsafe fn floats<S: Simd, W: Floats>(job: &Job<'_>, values: *const W::Stored) {
-    for t in job.tiles.clone() {
-        let mut row = job.rows.start;
-        while row < job.rows.end {
-            let left = job.rows.end - row;
-            // SAFETY: rows `row..row + T` are inside the batch.
-            unsafe {
-                row += if S::TILE_TOKENS >= 8 && left >= 8 {
-                    float_tile::<S, W, 8>(job, values, t, row);
-                    8
-                } else if left >= 4 {
-                    float_tile::<S, W, 4>(job, values, t, row);
-                    4
-                } else {
-                    float_tile::<S, W, 1>(job, values, t, row);
-                    1
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn half<S: Simd>(job: &Job<'_>, values: *const u16) {
-    // SAFETY: forwarded.
-    unsafe { floats::<S, HalfBits>(job, values) }
-}
-
-#[inline(always)]
-unsafe fn brain<S: Simd>(job: &Job<'_>, values: *const u16) {
-    // SAFETY: forwarded.
-    unsafe { floats::<S, BrainBits>(job, values) }
-}
-
-#[inline(always)]
-unsafe fn single<S: Simd>(job: &Job<'_>, values: *const f32) {
-    // SAFETY: forwarded.
-    unsafe { floats::<S, f32>(job, values) }
-}
-
 /// # Safety
 /// `isa` is available, `x` is in the form the layout reads, and the output has room for all rows.
 unsafe fn run(isa: Isa, job: &Job<'_>) {
@@ -404,7 +311,11 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
             }
             Layout::Brain(values) => {
                 let values = values.as_ptr();
-                dispatch!(isa, fn brain(job: &Job<'_>, values: *const u16))
+                if job.x.form.bf16 {
+                    dispatch!(isa, fn rounded(job: &Job<'_>, values: *const u16))
+                } else {
+                    dispatch!(isa, fn exact(job: &Job<'_>, values: *const u16))
+                }
             }
             Layout::Single(values) => {
                 let values = values.as_ptr();
@@ -431,8 +342,12 @@ fn share(tiles: usize, threads: usize, chunk: usize) -> Range<usize> {
 
 /// Panics where rows are not in the form that `matrix` reads.
 fn check_form(matrix: &Packed, x: &Rows) {
-    let float = matches!(matrix.layout, Layout::Half(_) | Layout::Brain(_) | Layout::Single(_));
-    assert!(matrix.cols == x.cols && if float { x.form.f32 } else { x.form.q8 }, "rows in the wrong form");
+    let there = match matrix.layout {
+        Layout::Four { .. } | Layout::Eight { .. } => x.form.q8,
+        Layout::Brain(_) => x.form.bf16 || x.form.f32,
+        Layout::Half(_) | Layout::Single(_) => x.form.f32,
+    };
+    assert!(matrix.cols == x.cols && there, "rows in the wrong form");
 }
 
 /// Multiplies `x` with the matrices of one layer, whose outputs lie side by side in `out` in order.

@@ -12,7 +12,7 @@ pub use kv_cache::KvCache;
 pub use rows::{Form, Rows};
 pub use simd::Isa;
 
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, StepInput};
+use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, RowDtype, StepInput};
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
@@ -28,6 +28,7 @@ pub struct CpuBackend {
     isa: Isa,
     pool: Pool,
     kv_dtype: KvDtype,
+    row_dtype: RowDtype,
 }
 
 /// Matrices of one linear layer, side by side.
@@ -89,7 +90,7 @@ impl CpuBackend {
     /// If `isa` is not available.
     pub fn new(threads: usize, isa: Isa) -> CpuBackend {
         assert!(isa.available(), "this processor has no {}", isa.name());
-        CpuBackend { isa, pool: Pool::new(threads), kv_dtype: KvDtype::default() }
+        CpuBackend { isa, pool: Pool::new(threads), kv_dtype: KvDtype::default(), row_dtype: RowDtype::default() }
     }
 
     /// The same with KV caches of `dtype`.
@@ -100,6 +101,16 @@ impl CpuBackend {
 
     pub fn kv_dtype(&self) -> KvDtype {
         self.kv_dtype
+    }
+
+    /// The same with activations of `dtype` where weights are bf16.
+    pub fn with_row_dtype(mut self, dtype: RowDtype) -> CpuBackend {
+        self.row_dtype = dtype;
+        self
+    }
+
+    pub fn row_dtype(&self) -> RowDtype {
+        self.row_dtype
     }
 
     pub fn isa(&self) -> Isa {
@@ -196,8 +207,9 @@ impl Backend for CpuBackend {
     fn form(&self, layer: &Linear) -> Form {
         layer.matrices.iter().fold(Form::default(), |form, m| {
             form.and(match m.layout {
-                Layout::Four { .. } | Layout::Eight { .. } => Form { q8: true, f32: false },
-                _ => Form { q8: false, f32: true },
+                Layout::Four { .. } | Layout::Eight { .. } => Form::Q8,
+                Layout::Brain(_) if self.row_dtype == RowDtype::Bf16 => Form::BF16,
+                Layout::Brain(_) | Layout::Half(_) | Layout::Single(_) => Form::F32,
             })
         })
     }

@@ -9,6 +9,12 @@
 //! sum    [block][group][16 rows]       f32   scale · Σ q, for weights with a minimum
 //! bias   [block][group][16 rows]       i32   −128 · Σ q, for weight codes stored plus 128
 //! ```
+//!
+//! The bf16 form, rounded to nearest even, lies the same way; what its last group lacks in columns is zero:
+//!
+//! ```text
+//! brain  [block][group][16 rows][32]   bf16
+//! ```
 
 use super::simd::{LANES, Simd};
 use crate::memory::{Buffer, Shared};
@@ -28,12 +34,18 @@ pub struct Form {
     pub q8: bool,
     /// f32, for f16, bf16 and f32 weights.
     pub f32: bool,
+    /// bf16, for bf16 weights that are to meet rounded activations: they read it wherever it is there.
+    pub bf16: bool,
 }
 
 impl Form {
+    pub const Q8: Form = Form { q8: true, f32: false, bf16: false };
+    pub const F32: Form = Form { q8: false, f32: true, bf16: false };
+    pub const BF16: Form = Form { q8: false, f32: false, bf16: true };
+
     /// What both layers need.
-    pub fn and(self, other: Form) -> Form {
-        Form { q8: self.q8 || other.q8, f32: self.f32 || other.f32 }
+    pub const fn and(self, other: Form) -> Form {
+        Form { q8: self.q8 || other.q8, f32: self.f32 || other.f32, bf16: self.bf16 || other.bf16 }
     }
 }
 
@@ -48,6 +60,7 @@ pub struct Rows {
     pub(crate) sum: Buffer<f32>,
     pub(crate) bias: Buffer<i32>,
     pub(crate) values: Buffer<f32>,
+    pub(crate) brain: Buffer<u16>,
 }
 
 impl Rows {
@@ -65,6 +78,9 @@ impl Rows {
         if form.f32 {
             self.values.reserve(rows * cols);
         }
+        if form.bf16 {
+            self.brain.reserve(rows.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * cols.div_ceil(GROUP) * GROUP);
+        }
         RowsOut {
             cols,
             form,
@@ -73,6 +89,7 @@ impl Rows {
             sum: Shared::new(&mut self.sum),
             bias: Shared::new(&mut self.bias),
             values: Shared::new(&mut self.values),
+            brain: Shared::new(&mut self.brain),
         }
     }
 }
@@ -135,6 +152,7 @@ pub(crate) struct RowsOut {
     sum: Shared<f32>,
     bias: Shared<i32>,
     values: Shared<f32>,
+    brain: Shared<u16>,
 }
 
 impl RowsOut {
@@ -161,6 +179,9 @@ impl RowsOut {
             if self.form.f32 {
                 std::ptr::copy_nonoverlapping(x, self.values.at(row * self.cols + first), len);
             }
+            if self.form.bf16 {
+                self.put_brain::<S>(row, first, std::slice::from_raw_parts(x, len));
+            }
             if !self.form.q8 {
                 return;
             }
@@ -175,6 +196,33 @@ impl RowsOut {
                 let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
                 *self.sum.at(place) = group.scale * sum;
                 *self.bias.at(place) = -128 * sum as i32;
+            }
+        }
+    }
+
+    /// The bf16 form of [`RowsOut::put`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn put_brain<S: Simd>(&self, row: usize, first: usize, x: &[f32]) {
+        let groups = self.cols.div_ceil(GROUP);
+        let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
+        // Where a column is, in values.
+        let at = |col: usize| ((block * groups + col / GROUP) * BLOCK_ROWS + lane) * GROUP + col % GROUP;
+        let whole = if first.is_multiple_of(LANES) { x.len() / LANES } else { 0 };
+        // SAFETY: by the contract of `put`, every place written is ours and inside the buffer.
+        unsafe {
+            for i in 0..whole {
+                S::store_bf16(self.brain.at(at(first + i * LANES)), S::load(x.as_ptr().add(i * LANES)));
+            }
+            for (i, &x) in x.iter().enumerate().skip(whole * LANES) {
+                *self.brain.at(at(first + i)) = bf16::from_f32(x).to_bits();
+            }
+            if first + x.len() == self.cols {
+                for col in self.cols..groups * GROUP {
+                    *self.brain.at(at(col)) = 0;
+                }
             }
         }
     }

@@ -309,9 +309,10 @@ impl Backend for CudaBackend {
     }
 
     fn form(&self, layer: &Linear) -> Form {
-        layer.parts.iter().fold(Form::default(), |form, part| {
-            form.and(Form { q8: part.kind.quantised(), f32: !part.kind.quantised() })
-        })
+        layer
+            .parts
+            .iter()
+            .fold(Form::default(), |form, part| form.and(if part.kind.quantised() { Form::Q8 } else { Form::F32 }))
     }
 
     fn prepare(&mut self, input: StepInput<'_>, rope: &Rope, heads: AttentionShape, step: &mut Step) {

@@ -519,7 +519,7 @@ fn outputs_in_both_forms_agree() {
         let mut cache = backend.new_kv_cache(world.cache, world.heads);
         backend.embed(&world.table, &ids, 1.0, &mut qkv);
         backend.prepare(input, &world.rope, world.heads, &mut step);
-        backend.attention(&qkv, world.heads, input, &mut step, &mut cache, (&mut out, crate::inputs::BOTH));
+        backend.attention(&qkv, world.heads, input, &mut step, &mut cache, (&mut out, crate::inputs::ALL));
         let given = product(backend, &eight, &out);
         let expected: Vec<f32> =
             expected.chunks_exact(128).flat_map(reference::quantize_row).map(|x| x as f32).collect();

@@ -2,11 +2,11 @@
 
 use half::{bf16, f16};
 use proptest::test_runner::Config;
-use rill_kernels::{Backend, CpuBackend, Dtype, Form, Isa, Linear, Matrix, Rows, Stored};
+use rill_kernels::{Backend, CpuBackend, Dtype, Form, Isa, Linear, Matrix, RowDtype, Rows, Stored};
 
-/// Both forms of rows at once.
-pub const BOTH: Form = Form { q8: true, f32: true };
-pub const F32: Form = Form { q8: false, f32: true };
+/// All forms of rows at once.
+pub const ALL: Form = Form::Q8.and(Form::F32).and(Form::BF16);
+pub const F32: Form = Form::F32;
 
 /// A small generator (splitmix64), so that failures repeat.
 pub struct Numbers(pub u64);
@@ -111,6 +111,11 @@ pub fn backends() -> Vec<CpuBackend> {
     fastest.into_iter().chain(isas[1..].iter().map(|&isa| CpuBackend::new(2, isa))).collect()
 }
 
+/// The same with activations rounded for bf16 weights, or not.
+pub fn backends_with(dtype: RowDtype) -> Vec<CpuBackend> {
+    backends().into_iter().map(|backend| backend.with_row_dtype(dtype)).collect()
+}
+
 pub fn describe(backend: &CpuBackend) -> String {
     format!("{}, {} threads", backend.isa().name(), backend.threads())
 }
@@ -143,7 +148,7 @@ pub fn matrix(backend: &mut CpuBackend, values: &[f32], width: usize) -> Matrix 
     out
 }
 
-/// Host values as rows of both forms, through the gated activation: silu(64) is 64 in f32, and so 64 · x/64 is x.
+/// Host values as rows of all forms that layers of this backend read, through the gated activation: silu(64) is 64 in f32, and so 64 · x/64 is x.
 pub fn rows(backend: &mut CpuBackend, values: &[f32], width: usize) -> Rows {
     let gate_up: Vec<f32> = values
         .chunks_exact(width)
@@ -151,7 +156,8 @@ pub fn rows(backend: &mut CpuBackend, values: &[f32], width: usize) -> Rows {
         .collect();
     let gate_up = matrix(backend, &gate_up, 2 * width);
     let mut out = Rows::default();
-    backend.silu_mul(&gate_up, (&mut out, BOTH));
+    let form = if backend.row_dtype() == RowDtype::Bf16 { ALL } else { Form::Q8.and(Form::F32) };
+    backend.silu_mul(&gate_up, (&mut out, form));
     out
 }
 

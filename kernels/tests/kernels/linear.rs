@@ -1,12 +1,12 @@
 //! Linear layers of every type and shape: close to the plain definition, and the same bits however they are computed.
 
 use crate::inputs::{
-    BOTH, Numbers, backends, cases, describe, difference, load_f32, matrix, product, rows, scale_offsets,
-    stored_bytes,
+    ALL, Numbers, backends, backends_with, cases, describe, difference, load_f32, matrix, product, rows,
+    scale_offsets, stored_bytes,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference};
+use rill_kernels::{Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, RowDtype, Rows, Stored, reference};
 use std::cell::RefCell;
 
 /// Rounding of f32 sums, relative to the sum of absolute products.
@@ -56,13 +56,15 @@ fn is_float(dtype: Dtype) -> bool {
 }
 
 /// Holds `given` against the plain definition.
-fn against_reference(case: &Case, operands: &Operands, given: &[f32]) -> Result<(), String> {
+fn against_reference(case: &Case, operands: &Operands, dtype: RowDtype, given: &[f32]) -> Result<(), String> {
     let width = case.width();
     let mut first = 0;
     for stored in case.stored(operands) {
         let weights = reference::weights(stored);
         for (token, x) in operands.x.chunks_exact(case.cols).enumerate() {
-            let x = if is_float(stored.dtype) {
+            let x = if stored.dtype == Dtype::BF16 && dtype == RowDtype::Bf16 {
+                reference::round_bf16(x).into_iter().map(f64::from).collect()
+            } else if is_float(stored.dtype) {
                 x.iter().map(|&x| f64::from(x)).collect()
             } else {
                 reference::quantize_row(x)
@@ -94,7 +96,8 @@ fn check(backends: &mut [CpuBackend], case: &Case) -> Result<(), String> {
         let x = rows(backend, &operands.x, cols);
         let given = product(backend, &layer, &x);
         match &expected {
-            None => against_reference(case, &operands, &given).map_err(|e| format!("{who}: {e}"))?,
+            None => against_reference(case, &operands, backend.row_dtype(), &given)
+                .map_err(|e| format!("{who}: {e}"))?,
             Some(expected) => same(&given, expected, &who, "another backend's result")?,
         }
         let expected = expected.get_or_insert(given);
@@ -128,11 +131,14 @@ fn same(given: &[f32], expected: &[f32], who: &str, what: &str) -> Result<(), St
 
 #[test]
 fn every_type_is_close_to_its_definition_and_the_same_everywhere() {
-    let mut backends = backends();
+    let (mut exact, mut rounding) = (backends(), backends_with(RowDtype::Bf16));
     for (index, dtype) in DTYPES.into_iter().enumerate() {
         for (rows, tokens, cols) in [(1, 1, 256), (16, 17, 512), (31, 23, 256), (50, 70, 768)] {
             let case = Case { parts: vec![(dtype, rows)], cols, tokens, seed: index as u64 };
-            check(&mut backends, &case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            check(&mut exact, &case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+            if dtype == Dtype::BF16 {
+                check(&mut rounding, &case).unwrap_or_else(|e| panic!("{case:?}, rounding: {e}"));
+            }
         }
     }
 }
@@ -146,10 +152,12 @@ fn layers_of_any_shape_and_mixture_are_the_same_everywhere() {
         let cols = if wide { groups.div_ceil(8) * 256 } else { groups * 32 };
         Case { parts, cols, tokens, seed }
     });
-    let backends = RefCell::new(backends());
-    let result = TestRunner::new(cases(48))
-        .run(&strategy, |case| check(&mut backends.borrow_mut(), &case).map_err(TestCaseError::fail));
-    result.unwrap_or_else(|e| panic!("{e}"));
+    for dtype in [RowDtype::F32, RowDtype::Bf16] {
+        let backends = RefCell::new(backends_with(dtype));
+        let result = TestRunner::new(cases(32))
+            .run(&strategy, |case| check(&mut backends.borrow_mut(), &case).map_err(TestCaseError::fail));
+        result.unwrap_or_else(|e| panic!("{dtype:?}: {e}"));
+    }
 }
 
 /// Whole numbers small enough that f32 never rounds: every layout must give the sum exactly, minimum's term included.
@@ -185,7 +193,7 @@ fn whole_numbers_are_exact() {
                 sum.value as f32
             })
             .collect();
-        for backend in &mut backends() {
+        for backend in backends().iter_mut().chain(&mut backends_with(RowDtype::Bf16)) {
             let layer = backend.load_linear(&[stored]).expect("sound weights");
             let input = rows(backend, &x, cols);
             let given = product(backend, &layer, &input);
@@ -224,11 +232,16 @@ fn extreme_codes_do_not_saturate() {
 #[test]
 fn reused_memory_changes_nothing() {
     let mut numbers = Numbers(5);
-    let backend = &mut backends().remove(1);
-    let case = Case { parts: vec![(Dtype::Q4_1, 40), (Dtype::F16, 24)], cols: 96, tokens: 45, seed: 6 };
+    let backend = &mut backends_with(RowDtype::Bf16).remove(1);
+    let case = Case {
+        parts: vec![(Dtype::Q4_1, 40), (Dtype::F16, 24), (Dtype::BF16, 20)],
+        cols: 96,
+        tokens: 45,
+        seed: 6,
+    };
     let operands = case.operands();
     let layer = case.load(backend, &operands);
-    assert_eq!(backend.form(&layer), BOTH);
+    assert_eq!(backend.form(&layer), ALL);
     let whole = rows(backend, &operands.x, 96);
     let expected = product(backend, &layer, &whole);
     let norm = backend.load_vector(&[1.0; 96]);
@@ -238,11 +251,11 @@ fn reused_memory_changes_nothing() {
         let table = load_f32(backend, &operands.x, 96);
         let mut picked = Matrix::default();
         backend.embed(&table, &ids, 1.0, &mut picked);
-        backend.rms_norm(&picked, None, &norm, 1e-5, (&mut x, BOTH));
+        backend.rms_norm(&picked, None, &norm, 1e-5, (&mut x, ALL));
         backend.linear(&layer, &x, &mut out);
         let reused = backend.read(&out, 0..tokens);
         let mut fresh = (Rows::default(), Matrix::default());
-        backend.rms_norm(&picked, None, &norm, 1e-5, (&mut fresh.0, BOTH));
+        backend.rms_norm(&picked, None, &norm, 1e-5, (&mut fresh.0, ALL));
         backend.linear(&layer, &fresh.0, &mut fresh.1);
         assert_eq!(difference(&reused, &backend.read(&fresh.1, 0..tokens)), None);
     }
@@ -303,23 +316,26 @@ fn gated_layers_are_their_parts() {
             for activation in [Activation::Silu, Activation::GeluTanh] {
                 let (mut wide, mut scratch) = (Matrix::default(), Matrix::default());
                 let (mut expected, mut given) = (Rows::default(), Rows::default());
-                let form = Form { q8: width % 32 == 0, f32: true };
+                let form = if width % 32 == 0 { ALL } else { Form::F32.and(Form::BF16) };
                 backend.linear(&layer, &x, &mut wide);
                 backend.gated(activation, &wide, (&mut expected, form));
                 backend.linear_gated(&layer, activation, &x, &mut scratch, (&mut given, form));
-                let (given, expected) =
-                    (both_forms(backend, &given, width), both_forms(backend, &expected, width));
+                let (given, expected) = (all_forms(backend, &given, width), all_forms(backend, &expected, width));
                 assert_eq!(difference(&given, &expected), None, "{case:?}, {activation:?}, {}", describe(backend));
             }
         }
     }
 }
 
-/// What linear layers make of the f32 form and, where there is one, of the 8-bit form.
-fn both_forms(backend: &mut CpuBackend, x: &Rows, width: usize) -> Vec<f32> {
+/// What linear layers make of the f32 and bf16 forms and, where there is one, of the 8-bit form.
+fn all_forms(backend: &mut CpuBackend, x: &Rows, width: usize) -> Vec<f32> {
     let mut numbers = Numbers(3);
     let mut out = Vec::new();
-    let dtypes = if width.is_multiple_of(32) { &[Dtype::F32, Dtype::Q8_0][..] } else { &[Dtype::F32] };
+    let dtypes = if width.is_multiple_of(32) {
+        &[Dtype::F32, Dtype::BF16, Dtype::Q8_0][..]
+    } else {
+        &[Dtype::F32, Dtype::BF16]
+    };
     for &dtype in dtypes {
         let data = stored_bytes(dtype, 40, width, &mut numbers);
         let layer = backend.load_linear(&[Stored { dtype, rows: 40, cols: width, data: &data }]).expect("sound");

@@ -1,6 +1,6 @@
 //! What the crate refuses: packing errors by value, misuse by panics that say what is wrong.
 
-use crate::inputs::{BOTH, F32, Numbers, isas, load_f32, matrix, rows, stored_bytes};
+use crate::inputs::{ALL, F32, Numbers, isas, load_f32, matrix, rows, stored_bytes};
 use rill_kernels::{
     AttentionShape, Backend, CacheShape, CpuBackend, DTYPES, Dtype, Matrix, PackError, Rope, Rows, Step,
     StepInput, Stored,
@@ -93,13 +93,13 @@ fn misused_linear_layers_panic() {
     assert!(panics(|| backend.linear(&quantised, &row, &mut out)).contains("form"));
     let wide = rows(backend, &[1.0; 96], 96);
     assert!(panics(|| backend.linear(&quantised, &wide, &mut out)).contains("form"));
-    backend.rms_norm(&x, None, &vector, 1e-5, (&mut row, BOTH));
+    backend.rms_norm(&x, None, &vector, 1e-5, (&mut row, ALL));
     let mut other = matrix(backend, &[0.0; 3 * 8], 8);
     assert!(panics(|| backend.linear_add(&quantised, &row, &mut other)).contains("shape"));
     let odd = matrix(backend, &[0.0; 33], 33);
     assert!(panics(|| backend.silu_mul(&odd, (&mut row, F32))).contains("gate"));
     // And nothing is broken afterwards.
-    backend.rms_norm(&x, None, &vector, 1e-5, (&mut row, BOTH));
+    backend.rms_norm(&x, None, &vector, 1e-5, (&mut row, ALL));
     backend.linear(&quantised, &row, &mut out);
     assert_eq!(backend.read(&out, 0..2).len(), 16);
 }
@@ -122,44 +122,44 @@ fn misused_attention_panics() {
     };
     let mut cache = backend.new_kv_cache(shape, heads);
     backend.prepare(good, &rope, heads, &mut step);
-    backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, BOTH));
+    backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, ALL));
 
     let bad = StepInput { slot_mapping: &[16, 32], ..good };
     assert!(
-        panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH))).contains("slot")
+        panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, ALL))).contains("slot")
     );
     let bad = StepInput { block_tables: &[2], ..good };
     assert!(
-        panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH))).contains("block")
+        panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, ALL))).contains("block")
     );
     let other = AttentionShape { heads: 1, kv_heads: 2, ..heads };
     assert!(
-        panics(|| backend.attention(&qkv, other, good, &mut step, &mut cache, (&mut out, BOTH))).contains("cache")
+        panics(|| backend.attention(&qkv, other, good, &mut step, &mut cache, (&mut out, ALL))).contains("cache")
     );
     let narrow = matrix(backend, &[0.5; 2 * 96], 96);
     assert!(
-        panics(|| backend.attention(&narrow, heads, good, &mut step, &mut cache, (&mut out, BOTH)))
+        panics(|| backend.attention(&narrow, heads, good, &mut step, &mut cache, (&mut out, ALL)))
             .contains("shape")
     );
     let odd = AttentionShape { head_dim: 288, ..heads };
     let mut odd_cache = backend.new_kv_cache(shape, odd);
     assert!(
-        panics(|| backend.attention(&qkv, odd, good, &mut step, &mut odd_cache, (&mut out, BOTH))).contains("288")
+        panics(|| backend.attention(&qkv, odd, good, &mut step, &mut odd_cache, (&mut out, ALL))).contains("288")
     );
     let mut unprepared = Step::default();
-    let message = panics(|| backend.attention(&qkv, heads, good, &mut unprepared, &mut cache, (&mut out, BOTH)));
+    let message = panics(|| backend.attention(&qkv, heads, good, &mut unprepared, &mut cache, (&mut out, ALL)));
     assert!(message.contains("prepared"));
     // A block table shorter than its sequence.
     let bad = StepInput { positions: &[16, 17], context_lens: &[18], ..good };
     backend.prepare(bad, &rope, heads, &mut step);
-    panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, BOTH)));
+    panics(|| backend.attention(&qkv, heads, bad, &mut step, &mut cache, (&mut out, ALL)));
     // A step prepared for other rows or other heads.
     let one =
         StepInput { positions: &[0], slot_mapping: &[16], query_starts: &[0, 1], context_lens: &[1], ..good };
     for (input, heads) in [(one, heads), (good, AttentionShape { scale: 0.3, ..heads })] {
         backend.prepare(input, &rope, heads, &mut step);
         let heads = AttentionShape { scale: 0.2, ..heads };
-        let message = panics(|| backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, BOTH)));
+        let message = panics(|| backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, ALL)));
         assert!(message.contains("prepared"), "{message}");
     }
     // More dimensions to turn than a head has, heads that do not divide.

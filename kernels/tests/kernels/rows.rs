@@ -1,14 +1,14 @@
 //! Row operations: embedding, norm, gated activation and quantisation.
 
 use crate::inputs::{
-    BOTH, F32, Numbers, backends, describe, difference, identity, load_f32, matrix, product, read, rows,
+    ALL, F32, Numbers, backends, describe, difference, identity, load_f32, matrix, product, read, rows,
     stored_bytes,
 };
 use rill_kernels::{
     Activation, Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference,
 };
 
-const Q8: Form = Form { q8: true, f32: false };
+const Q8: Form = Form::Q8;
 
 /// The identity in 8-bit weights: reads the quantised form, each value scale · q.
 fn identity_q8(backend: &mut CpuBackend, width: usize) -> Linear {
@@ -66,7 +66,7 @@ fn tiny_groups_become_zero() {
             let gate_up = matrix(backend, &gate_up, 128);
             let mut x = Rows::default();
             // 64 · tiny stays below 3.7e-37 for all but the last, which is an ordinary small group.
-            backend.silu_mul(&gate_up, (&mut x, BOTH));
+            backend.silu_mul(&gate_up, (&mut x, ALL));
             let data = [&[0, 0x3c, 0, 0x3c][..], &[0x11; 16]].concat().repeat(2);
             let layer = backend
                 .load_linear(&[Stored { dtype: Dtype::Q4_1, rows: 1, cols: 64, data: &data }])
@@ -166,7 +166,7 @@ fn rms_norm_of_extreme_rows() {
         let mut out = Rows::default();
         for x in [&alternating, &spike, &zeros] {
             let input = matrix(backend, x, width);
-            backend.rms_norm(&input, None, &vector, 1e-5, (&mut out, BOTH));
+            backend.rms_norm(&input, None, &vector, 1e-5, (&mut out, ALL));
             close(&read(backend, &out, width), &reference::rms_norm(x, &vec![1.0; width], 1e-5), 2e-6, "extreme");
         }
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -174,7 +174,7 @@ fn rms_norm_of_extreme_rows() {
             let mut x = alternating.repeat(6);
             x[2 * width..3 * width].fill(bad);
             let input = matrix(backend, &x, width);
-            backend.rms_norm(&input, None, &vector, 1e-5, (&mut out, BOTH));
+            backend.rms_norm(&input, None, &vector, 1e-5, (&mut out, ALL));
             let given = read(backend, &out, width);
             for (row, values) in given.chunks_exact(width).enumerate() {
                 assert_eq!(row == 2, values.iter().all(|x| x.is_nan()), "{bad}, row {row}, {}", describe(backend));
@@ -263,7 +263,7 @@ fn both_forms_agree() {
         let input = matrix(backend, &x, width);
         let vector = backend.load_vector(&vec![0.7; width]);
         let mut out = Rows::default();
-        backend.rms_norm(&input, None, &vector, 1e-6, (&mut out, BOTH));
+        backend.rms_norm(&input, None, &vector, 1e-6, (&mut out, ALL));
         let (plain, eight) = (identity(backend, width), identity_q8(backend, width));
         let plain = product(backend, &plain, &out);
         let given = product(backend, &eight, &out);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{IsaChoice, KvCacheDtype};
+use crate::config::{ComputeDtype, IsaChoice, KvCacheDtype};
 
 /// How well a model foresees a text: e to the mean surprise of a token. Windows are read one by one; of each, tokens of
 /// the second half are scored, as llama.cpp's tool of that name does it.
@@ -31,6 +31,9 @@ pub struct PerplexityFlags {
     /// Instructions the CPU kernels use.
     #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
     pub isa: IsaChoice,
+    /// What activations that meet bf16 weights are rounded to.
+    #[arg(long, env = "RILL_DTYPE", value_enum, default_value = "auto")]
+    pub dtype: ComputeDtype,
     /// How keys and values are kept.
     #[arg(long, env = "RILL_KV_CACHE_DTYPE", value_enum, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{Device, IsaChoice, KvCacheDtype, ReasoningParser};
+use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, ReasoningParser};
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -85,6 +85,9 @@ pub struct ServeFlags {
     /// Instructions the CPU kernels use; all give the same tokens.
     #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
     pub isa: IsaChoice,
+    /// What activations that meet bf16 weights are rounded to.
+    #[arg(long, env = "RILL_DTYPE", value_enum, default_value = "auto")]
+    pub dtype: ComputeDtype,
     /// Share of a GPU's free memory to take, above 0 and up to 1.
     #[arg(long, env = "RILL_GPU_MEMORY_UTILIZATION", default_value_t = 0.9)]
     pub gpu_memory_utilization: f64,

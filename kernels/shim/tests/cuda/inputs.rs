@@ -7,7 +7,7 @@ use rill_kernels::cuda::{CudaBackend, Linear, Matrix, Rows};
 use rill_kernels::{Backend, Dtype, Form, Stored};
 use std::sync::Arc;
 
-pub const BOTH: Form = Form { q8: true, f32: true };
+pub const BOTH: Form = Form::Q8.and(Form::F32);
 
 /// A small generator (splitmix64), so that failures repeat.
 pub struct Numbers(pub u64);

@@ -255,6 +255,13 @@ impl Simd for Avx2 {
         both!(dot_narrow(acc, u, s))
     }
     #[inline(always)]
+    unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F) {
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, high));
+        let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+        (Two(even(v.0), even(v.1)), Two(odd(v.0), odd(v.1)))
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
         both!(dot_bf16_half(acc, a, b))
     }

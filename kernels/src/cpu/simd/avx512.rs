@@ -161,6 +161,11 @@ impl Simd for Avx512 {
         _mm512_dpbusd_epi32(acc, u, s)
     }
     #[inline(always)]
+    unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F) {
+        let odd = _mm512_and_si512(v, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
+    }
+    #[inline(always)]
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
         // SAFETY: same size, any bit pattern is valid.
         _mm512_dpbf16_ps(

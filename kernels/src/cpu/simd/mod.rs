@@ -139,6 +139,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
     /// The same where every byte of `u` is below 128.
     unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// The even and the odd bfloat16 of every lane, as f32.
+    unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F);
     /// Per lane, `acc` plus the dot product of two bfloat16 of `a` and two of `b`, odd element first.
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
 }

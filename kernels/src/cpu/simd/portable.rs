@@ -141,6 +141,10 @@ impl Simd for Portable {
         // SAFETY: no requirement.
         unsafe { Self::dot(acc, u, s) }
     }
+    unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F) {
+        let at = |i: usize| bf16::from_le_bytes([v[i], v[i + 1]]).to_f32();
+        (std::array::from_fn(|i| at(4 * i)), std::array::from_fn(|i| at(4 * i + 2)))
+    }
     unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
         let at = |v: &Self::B, i: usize, odd: usize| {
             let o = 4 * i + 2 * odd;
