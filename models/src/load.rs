@@ -63,8 +63,9 @@ pub struct LoadedModel {
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
     let on_gpu = match options.device {
         Device::Cpu => None,
-        // Why there is no GPU is of no interest to who did not ask for one.
-        Device::Auto => open_gpu(0, options).ok(),
+        Device::Auto => {
+            open_gpu(0, options).inspect_err(|error| tracing::info!("running on the CPU: {error}")).ok()
+        }
         Device::Cuda(ordinal) => Some(open_gpu(ordinal, options)?),
     };
     if let Some(backend) = on_gpu {

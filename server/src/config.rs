@@ -165,6 +165,8 @@ pub enum IsaChoice {
     Auto,
     /// AVX-512 with VNNI and BF16.
     Avx512,
+    /// AVX2 with FMA, F16C and AVX-VNNI.
+    AvxVnni,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// Whatever the compiler makes of plain Rust.
@@ -178,6 +180,7 @@ impl IsaChoice {
         let isa = match self {
             IsaChoice::Auto => return Ok(None),
             IsaChoice::Avx512 => Isa::Avx512,
+            IsaChoice::AvxVnni => Isa::AvxVnni,
             IsaChoice::Avx2 => Isa::Avx2,
             IsaChoice::Portable => Isa::Portable,
         };

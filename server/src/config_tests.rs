@@ -106,7 +106,7 @@ fn the_instructions_are_this_processors_or_refused() {
     use rill_models::Isa;
     assert_eq!(config("").unwrap().isa, None);
     assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
-    for (name, isa) in [("avx512", Isa::Avx512), ("avx2", Isa::Avx2)] {
+    for (name, isa) in [("avx512", Isa::Avx512), ("avx-vnni", Isa::AvxVnni), ("avx2", Isa::Avx2)] {
         match config(&format!("--isa {name}")) {
             Ok(config) => assert!(isa.available() && config.isa == Some(isa)),
             Err(error) => {

@@ -101,7 +101,7 @@ pub fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, numbers: &mut Number
 
 /// ISAs this machine runs, fastest first.
 pub fn isas() -> Vec<Isa> {
-    [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()).collect()
+    Isa::ALL.into_iter().filter(|isa| isa.available()).collect()
 }
 
 /// The fastest ISA on one, two and five threads, then every other ISA.

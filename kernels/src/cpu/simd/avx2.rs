@@ -1,11 +1,12 @@
-//! AVX2 with FMA and F16C: two ymm registers a vector.
+//! AVX2 with FMA and F16C: two ymm registers a vector; with AVX-VNNI, whose byte products are one instruction.
 
 use super::Simd;
 use super::portable::EXP2;
 use std::arch::x86_64::*;
 
+/// `VNNI`: AVX-VNNI is there as well.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<const VNNI: bool>;
 
 /// Low and high half.
 #[derive(Clone, Copy)]
@@ -92,9 +93,10 @@ macro_rules! both {
     };
 }
 
-// SAFETY: callers run where AVX2, FMA and F16C are available (trait contract); pointers as documented.
+// SAFETY: callers run where AVX2, FMA and F16C, and AVX-VNNI if so named, are available (trait contract); pointers as
+// documented.
 #[allow(unsafe_op_in_unsafe_fn)]
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = Two<__m256>;
     type I = Two<__m256i>;
     type B = Two<__m256i>;
@@ -248,11 +250,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
-        both!(dot_wide(acc, u, s))
+        if VNNI { both!(_mm256_dpbusd_avx_epi32(acc, u, s)) } else { both!(dot_wide(acc, u, s)) }
     }
     #[inline(always)]
     unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
-        both!(dot_narrow(acc, u, s))
+        if VNNI { both!(_mm256_dpbusd_avx_epi32(acc, u, s)) } else { both!(dot_narrow(acc, u, s)) }
     }
     #[inline(always)]
     unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F) {

@@ -23,6 +23,8 @@ pub(crate) const LANES: usize = 16;
 pub enum Isa {
     /// AVX-512 F/BW/VL/DQ with VNNI and BF16 (Zen 4, Sapphire Rapids, Cooper Lake and later).
     Avx512,
+    /// AVX2 with FMA, F16C and AVX-VNNI (Alder Lake, Sierra Forest and later).
+    AvxVnni,
     /// AVX2 with FMA and F16C (Haswell, Zen 1 and later).
     Avx2,
     /// Plain Rust, any architecture.
@@ -30,42 +32,45 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// Fastest first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::Portable];
+
     /// The fastest one this processor runs.
     pub fn detect() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vnni")
-                && is_x86_feature_detected!("avx512bf16")
-                && Isa::avx2_detected()
-            {
-                return Isa::Avx512;
-            }
-            if Isa::avx2_detected() {
-                return Isa::Avx2;
-            }
-        }
-        Isa::Portable
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn avx2_detected() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
     }
 
     /// Whether this processor can run it.
+    #[cfg(target_arch = "x86_64")]
     pub fn available(self) -> bool {
-        let order = [Isa::Portable, Isa::Avx2, Isa::Avx512];
-        let rank = |isa| order.iter().position(|&x| x == isa);
-        rank(self) <= rank(Isa::detect())
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        match self {
+            Isa::Avx512 => {
+                avx2 && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512bf16")
+            }
+            Isa::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
+            Isa::Avx2 => avx2,
+            Isa::Portable => true,
+        }
+    }
+
+    /// Whether this processor can run it.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn available(self) -> bool {
+        self == Isa::Portable
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Isa::Avx512 => "AVX-512 VNNI/BF16",
+            Isa::AvxVnni => "AVX2/FMA with AVX-VNNI",
             Isa::Avx2 => "AVX2/FMA",
             Isa::Portable => "portable",
         }
@@ -160,11 +165,19 @@ macro_rules! dispatch {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn avx2($($arg: $ty),*) {
             // SAFETY: as above.
-            unsafe { $name::<$crate::cpu::simd::Avx2>($($arg),*) }
+            unsafe { $name::<$crate::cpu::simd::Avx2<false>>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+        unsafe fn avx_vnni($($arg: $ty),*) {
+            // SAFETY: as above.
+            unsafe { $name::<$crate::cpu::simd::Avx2<true>>($($arg),*) }
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::simd::Isa::Avx512 => avx512($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::simd::Isa::AvxVnni => avx_vnni($($arg),*),
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::simd::Isa::Avx2 => avx2($($arg),*),
             _ => $name::<$crate::cpu::simd::Portable>($($arg),*),

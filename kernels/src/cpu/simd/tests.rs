@@ -3,7 +3,7 @@
 use super::{Isa, LANES, Portable, Simd};
 
 fn available() -> Vec<Isa> {
-    [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.available()).collect()
+    Isa::ALL.into_iter().filter(|isa| isa.available()).collect()
 }
 
 /// A small generator, so that failures repeat.
