@@ -114,17 +114,19 @@ fn fragments(codes: &[u8], quads: usize, flip: u32) -> impl Iterator<Item = u32>
     })
 }
 
-/// Calls `put` for every lane of every step of every tile with a way to read (column of the step, row) there.
+/// Calls `put` for every lane of every step of every tile with a way to read (column of the step, row) there. Columns
+/// are stored `together` at a time, row by row (rill_kernels::packed).
 fn each_lane<T: crate::memory::Number + Default>(
     values: &Buffer<T>,
-    cols: usize,
+    (cols, together): (usize, usize),
     mut put: impl FnMut(usize, usize, &dyn Fn(usize, usize) -> T),
 ) {
-    for tile in values.chunks_exact(cols * TILE_ROWS) {
+    for tile in values.chunks_exact(cols.next_multiple_of(together) * TILE_ROWS) {
         for step in 0..cols.div_ceil(STEP) {
             let read = |k: usize, r: usize| {
                 let col = step * STEP + k;
-                if col < cols { tile[col * TILE_ROWS + r] } else { T::default() }
+                let at = (col / together * TILE_ROWS + r) * together + col % together;
+                if col < cols { tile[at] } else { T::default() }
             };
             for lane in 0..LANES {
                 put(lane / 4, lane % 4, &read);
@@ -139,7 +141,7 @@ fn pair(low: u16, high: u16) -> u32 {
 
 fn brain(values: &Buffer<u16>, cols: usize) -> Vec<u32> {
     let mut words = Vec::new();
-    each_lane(values, cols, |g, t, read| {
+    each_lane(values, (cols, 2), |g, t, read| {
         for (k, r) in [(0, g), (0, g + 8), (8, g), (8, g + 8)] {
             words.push(pair(read(k + 2 * t, r), read(k + 2 * t + 1, r)));
         }
@@ -149,7 +151,7 @@ fn brain(values: &Buffer<u16>, cols: usize) -> Vec<u32> {
 
 fn half(values: &Buffer<u16>, cols: usize) -> Vec<u32> {
     let mut words = Vec::new();
-    each_lane(values, cols, |g, t, read| {
+    each_lane(values, (cols, 1), |g, t, read| {
         for k in [0, 4, 8, 12] {
             words.push(pair(read(k + t, g), read(k + t, g + 8)));
         }
@@ -159,7 +161,7 @@ fn half(values: &Buffer<u16>, cols: usize) -> Vec<u32> {
 
 fn single(values: &Buffer<f32>, cols: usize) -> Vec<u32> {
     let mut words = Vec::new();
-    each_lane(values, cols, |g, t, read| {
+    each_lane(values, (cols, 1), |g, t, read| {
         for k in [0, 4, 8, 12] {
             words.extend([read(k + t, g).to_bits(), read(k + t, g + 8).to_bits()]);
         }
