@@ -7,9 +7,11 @@ mod batch;
 mod config;
 mod constraint;
 mod detokenizer;
+pub mod fair_share;
 mod generation;
 mod handle;
 pub mod kv;
+mod pace;
 mod philox;
 mod request;
 mod runner;
@@ -17,6 +19,7 @@ pub mod sampler;
 pub mod scheduler;
 mod sequence;
 mod softmax;
+mod speculate;
 mod stats;
 pub mod step_loop;
 mod stop;
@@ -29,7 +32,7 @@ pub use request::{
     Event, FailureKind, FinishReason, GenerateRequest, SamplingParams, StopParams, TokenLogprobs, Usage,
 };
 pub use runner::{ModelRunner, Runner, RunnerError};
-pub use sequence::{Sequence, SequenceKey};
+pub use sequence::{Sequence, SequenceKey, Tenant};
 pub use softmax::RowError;
 pub use stats::{Counter, Histogram, HistogramSnapshot, Outcome, Stats};
 pub use step_loop::{Clock, Engine, EngineCore, StartError, Step};

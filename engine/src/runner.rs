@@ -3,6 +3,7 @@
 use rill_models::{ForwardInput, Model, ModelError};
 
 use crate::config::EngineConfig;
+use crate::kv::BlockId;
 
 /// A forward pass failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +20,9 @@ pub enum RunnerError {
 pub trait Runner: Send {
     /// Width of a logits row; token ids are below it.
     fn vocab_size(&self) -> usize;
+
+    /// Copies whole blocks of the cache, one pair (from, to) after the other.
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError>;
 
     /// Writes the keys and values of `input`'s rows to their slots and fills `logits` with
     /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
@@ -41,6 +45,10 @@ impl ModelRunner {
 impl Runner for ModelRunner {
     fn vocab_size(&self) -> usize {
         self.model.shape().vocab_size
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {
+        self.model.copy_blocks(pairs).map_err(|error| RunnerError::Fatal(error.to_string()))
     }
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {

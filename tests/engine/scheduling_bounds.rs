@@ -28,17 +28,15 @@ impl Bench {
 
     /// Steps once; `streams` are decoding and must get a row each step.
     fn step(&mut self, streams: &[SequenceKey]) {
-        self.scheduler.schedule();
+        self.scheduler.schedule(usize::MAX);
         self.scheduler.check_plan().expect("a sound plan");
         for stream in streams {
             assert!(self.scheduler.plan().entries.iter().any(|e| e.key == *stream), "a stream was held up");
         }
         let entries = self.scheduler.plan().entries.clone();
-        self.scheduler.commit();
-        for entry in entries {
-            if self.scheduler.running()[entry.index].pending() == 0 {
-                self.scheduler.append(entry.index, 7);
-            }
+        for (place, entry) in entries.iter().enumerate() {
+            let through = entry.end() == self.scheduler.running()[entry.index].tokens().len();
+            self.scheduler.settle(place, if through { &[7] } else { &[] });
         }
         self.scheduler.check_invariants().expect("an invariant");
     }
