@@ -45,7 +45,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::Limits;
+    use crate::scheduler::{Limits, StepBudget};
     use crate::sequence::{Sequence, SequenceKey};
 
     #[test]
@@ -56,7 +56,7 @@ mod tests {
             let key = SequenceKey { priority: 0, arrival };
             scheduler.add(Sequence::new(key, prompt, 1, scored, None));
         }
-        scheduler.schedule(usize::MAX);
+        scheduler.schedule(StepBudget::UNLIMITED);
         let mut batch = Batch::default();
         batch.build(&scheduler);
         // Half of five for the shorter prompt, the rest for the older one.
@@ -76,7 +76,7 @@ mod tests {
         }
         scheduler.settle(0, &[]);
         scheduler.settle(1, &[]);
-        scheduler.schedule(usize::MAX);
+        scheduler.schedule(StepBudget::UNLIMITED);
         batch.build(&scheduler);
         assert_eq!(batch.input.token_ids, [13, 22]);
         assert_eq!(batch.input.positions, [3, 2]);

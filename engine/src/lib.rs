@@ -20,6 +20,7 @@ pub mod scheduler;
 mod sequence;
 mod softmax;
 mod speculate;
+pub mod spill;
 mod stats;
 pub mod step_loop;
 mod stop;

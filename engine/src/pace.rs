@@ -91,13 +91,17 @@ impl Pace {
             self.last_prefill = 0;
             return usize::MAX;
         }
-        let alone = self.predict(streams);
         let of_a_row = self.row_cost(context) - self.weights[2] * SCALE[2];
-        let allowed = (GAP_FACTOR_MAX - 1.0) * alone / of_a_row.max(f64::MIN_POSITIVE);
+        let allowed = self.patience(streams).unwrap_or(0.0) / of_a_row.max(f64::MIN_POSITIVE);
         let allowed = if allowed.is_finite() { allowed as usize } else { 0 };
         let rows = allowed.min(2 * self.last_prefill).max(PREFILL_ROWS_MIN);
         self.last_prefill = rows;
         rows
+    }
+
+    /// Seconds the coming step may take beyond what `streams` take alone; `None` if nobody waits for it.
+    pub(crate) fn patience(&self, streams: Work) -> Option<f64> {
+        (streams.rows > 0).then(|| (GAP_FACTOR_MAX - 1.0) * self.predict(streams))
     }
 
     /// Seconds for one more row with logits that attends to `context` tokens.

@@ -26,10 +26,10 @@
 //! Nobody is preempted for one that ranks lower (that one stalls until the next step) or that waits. The first in order
 //! can always take every block there is, so if each request fits the pool alone, each step makes progress.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::fair_share::{FairShare, GENERATED_TOKEN_PRICE};
-use crate::kv::{BlockId, BlockPool, blocks_for};
+use crate::kv::{BlockId, BlockPool, Digest, blocks_for};
 use crate::sequence::{Sequence, SequenceKey};
 
 /// Bounds of one step.
@@ -59,7 +59,29 @@ impl PlanEntry {
     }
 }
 
-/// What the next forward pass computes.
+/// What the caller, who knows how long things take, lets a step do besides generating.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepBudget {
+    /// Tokens of prompts beside sequences that decode; at least one is granted.
+    pub prefill_rows: usize,
+    /// Blocks to be read back.
+    pub restores: usize,
+}
+
+impl StepBudget {
+    /// Nobody's patience is at stake.
+    pub const UNLIMITED: StepBudget = StepBudget { prefill_rows: usize::MAX, restores: usize::MAX };
+}
+
+/// A block of a running sequence whose content is kept elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restore {
+    pub key: SequenceKey,
+    pub block: BlockId,
+    pub digest: Digest,
+}
+
+/// What the next step does: spills, copies, restores, then computes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct StepPlan {
     /// Single rows first, then longer runs.
@@ -68,7 +90,11 @@ pub struct StepPlan {
     pub tokens: usize,
     /// Sequences that have just left the queue for the first time.
     pub admitted: Vec<SequenceKey>,
-    /// Blocks to be copied before anything is computed, in this order: from, to.
+    /// Evicted blocks, and what they hold until something is written to them.
+    pub spills: Vec<(BlockId, Digest)>,
+    /// Blocks to be filled from elsewhere; their sequences compute nothing in this step.
+    pub restores: Vec<Restore>,
+    /// Blocks to be copied before anything is restored or computed, in this order: from, to.
     pub copies: Vec<(BlockId, BlockId)>,
 }
 
@@ -84,6 +110,8 @@ pub struct Totals {
     pub forks: u64,
     /// Blocks copied because one of several holders was about to write.
     pub copies: u64,
+    /// Blocks read back.
+    pub restores: u64,
 }
 
 /// The queues, the blocks, and the plan of the current step.
@@ -99,8 +127,11 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     shares: FairShare,
     plan: StepPlan,
+    /// What can be read back.
+    spilled: HashSet<Digest>,
     /// Tokens of the budget not granted yet.
     left: usize,
+    restores_left: usize,
     totals: Totals,
 }
 
@@ -116,7 +147,9 @@ impl Scheduler {
             running: Vec::new(),
             shares: FairShare::default(),
             plan: StepPlan::default(),
+            spilled: HashSet::new(),
             left: 0,
+            restores_left: 0,
             totals: Totals::default(),
         }
     }
@@ -182,12 +215,28 @@ impl Scheduler {
         sequence.draft.extend_from_slice(draft);
     }
 
-    /// Plans the next step: nothing is computed before [`Scheduler::settle`] says so. At most `prefill_rows` tokens of
-    /// prompts, and at least one, if there is anyone to wait for them.
-    pub fn schedule(&mut self, prefill_rows: usize) -> &StepPlan {
+    /// Whether the content of this digest can be read back.
+    pub fn set_spilled(&mut self, digest: Digest, there: bool) {
+        if there {
+            self.spilled.insert(digest);
+        } else {
+            self.spilled.remove(&digest);
+        }
+    }
+
+    pub fn is_spilled(&self, digest: &Digest) -> bool {
+        self.spilled.contains(digest)
+    }
+
+    /// Plans the next step: nothing is computed before [`Scheduler::settle`] says so, nor restored before
+    /// [`Scheduler::settle_restores`] does.
+    pub fn schedule(&mut self, budget: StepBudget) -> &StepPlan {
         self.left = self.limits.max_batch_tokens;
+        self.restores_left = budget.restores;
         self.plan.admitted.clear();
         self.plan.copies.clear();
+        self.plan.restores.clear();
+        self.plan.spills.clear();
         for sequence in &mut self.running {
             sequence.granted = 0;
             sequence.granted_drafts = 0;
@@ -196,7 +245,7 @@ impl Scheduler {
         let preemptions_before = self.totals.preemptions;
         self.grant_decode_rows();
         let nobody_decodes = self.left == self.limits.max_batch_tokens;
-        let kept_back = if nobody_decodes { 0 } else { self.left.saturating_sub(prefill_rows.max(1)) };
+        let kept_back = if nobody_decodes { 0 } else { self.left.saturating_sub(budget.prefill_rows.max(1)) };
         self.left -= kept_back;
         // Whoever just lost its blocks would only take them back.
         if self.totals.preemptions == preemptions_before {
@@ -206,6 +255,7 @@ impl Scheduler {
         self.left += kept_back;
         self.grant_drafts();
         self.write_plan();
+        self.plan.spills.extend(self.pool.take_evicted());
         &self.plan
     }
 
@@ -225,6 +275,28 @@ impl Scheduler {
         sequence.commit(count - drafts + new.len().saturating_sub(1), &mut self.pool);
         sequence.trim_blocks(&mut self.pool);
         self.shares.charge(&sequence.tenant, GENERATED_TOKEN_PRICE * new.len() as u64);
+    }
+
+    /// What the plan wanted to be restored has been, or has not.
+    pub fn settle_restores(&mut self, restored: &[bool]) {
+        let size = self.pool.block_size();
+        for (&Restore { key, block, digest }, &restored) in self.plan.restores.iter().zip(restored) {
+            if !restored {
+                self.spilled.remove(&digest);
+            }
+            let Ok(index) = self.running_index(key) else { continue };
+            let sequence = &mut self.running[index];
+            // What follows a block that could not be had is of no use.
+            if restored && sequence.table.blocks().get(sequence.computed / size) == Some(&block) {
+                self.totals.restores += 1;
+                self.totals.cache_hits += sequence.commit_restored(&mut self.pool) as u64;
+            }
+        }
+        for restore in &self.plan.restores {
+            if let Ok(index) = self.running_index(restore.key) {
+                self.running[index].trim_blocks(&mut self.pool);
+            }
+        }
     }
 
     /// Whether sequences wait for this one's prompt.
@@ -372,9 +444,14 @@ impl Scheduler {
     }
 
     fn grant_prefill(&mut self) {
-        for sequence in self.running.iter_mut().filter(|s| s.granted == 0 && s.pending() > 1) {
+        for index in 0..self.running.len() {
+            let sequence = &mut self.running[index];
+            if sequence.granted > 0 || sequence.pending() == 1 {
+                continue;
+            }
             // Another sequence may have computed the same prefix since the last look.
             self.totals.cache_hits += sequence.extend_from_cache(&mut self.pool) as u64;
+            self.plan_restores(index);
         }
         while self.left > 0 {
             let Some(first) = self.running.iter().find(|s| s.ungranted() > 0) else { return };
@@ -391,6 +468,24 @@ impl Scheduler {
                 let Some(index) = oldest else { break };
                 self.grant(index, self.left);
             }
+        }
+    }
+
+    /// Gives the sequence blocks for what it can have back, and has it wait for that.
+    fn plan_restores(&mut self, index: usize) {
+        if self.spilled.is_empty() || self.restores_left == 0 {
+            return;
+        }
+        let sequence = &mut self.running[index];
+        let digests = sequence.next_digests(self.pool.block_size(), sequence.digest(&self.pool));
+        let wanted: Vec<Digest> =
+            digests.take_while(|digest| self.spilled.contains(digest)).take(self.restores_left).collect();
+        for digest in wanted {
+            let Some(block) = self.pool.allocate() else { return };
+            sequence.table.push(block);
+            sequence.stalled = true;
+            self.restores_left -= 1;
+            self.plan.restores.push(Restore { key: sequence.key, block, digest });
         }
     }
 
@@ -438,6 +533,7 @@ impl Scheduler {
     fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
         self.left += std::mem::take(&mut sequence.granted);
+        self.plan.restores.retain(|restore| restore.key != sequence.key);
         sequence.draft.clear();
         // It may be admitted again by the time somebody asks.
         sequence.stalled = false;
@@ -516,7 +612,7 @@ impl Scheduler {
                 self.plan.tokens, self.limits.max_batch_tokens
             ));
         }
-        if self.plan.tokens == 0 && !self.is_idle() {
+        if self.plan.tokens == 0 && self.plan.restores.is_empty() && !self.is_idle() {
             return Err("nothing planned though there is work: no progress".into());
         }
         for entry @ &PlanEntry { index, key, start, count, drafts } in &self.plan.entries {
@@ -559,7 +655,7 @@ mod tests {
 
     /// Plans and computes a step, gives every sequence that is due a token, and returns the rows by arrival.
     fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
-        scheduler.schedule(usize::MAX);
+        scheduler.schedule(StepBudget::UNLIMITED);
         scheduler.check_plan().unwrap();
         let entries = scheduler.plan().entries.clone();
         for (place, entry) in entries.iter().enumerate() {
@@ -610,7 +706,7 @@ mod tests {
         }
         let mut order = Vec::new();
         while !s.is_idle() {
-            s.schedule(usize::MAX);
+            s.schedule(StepBudget::UNLIMITED);
             let running = s.running()[0].key();
             order.push(running.arrival);
             s.remove(running);
@@ -648,7 +744,7 @@ mod tests {
         assert_eq!((waiting.key().arrival, waiting.computed(), waiting.table().len()), (0, 0, 0));
         let length = waiting.tokens().len();
         s.remove(key(0, 1));
-        s.schedule(usize::MAX);
+        s.schedule(StepBudget::UNLIMITED);
         let entry = s.plan().entries[0];
         assert!(entry.start >= 4, "its prompt's blocks were still cached, yet it starts at {}", entry.start);
         assert_eq!(entry.start + entry.count, length);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::kv::{BlockPool, BlockTable, Parent, Salt, blocks_for};
+use crate::kv::{BlockPool, BlockTable, Digest, Salt, blocks_for};
 
 /// On whose behalf a sequence runs; all that name nobody are one.
 pub type Tenant = Option<Arc<str>>;
@@ -155,25 +155,39 @@ impl Sequence {
 
     /// Cached blocks that would extend the computed tokens, in order.
     pub(crate) fn hits<'a>(&'a self, pool: &'a BlockPool) -> impl Iterator<Item = u32> + 'a {
-        let size = pool.block_size();
+        self.next_digests(pool.block_size(), self.digest(pool)).map_while(|digest| pool.find(&digest))
+    }
+
+    /// What the computed tokens are found by; `None` if they cannot be.
+    pub(crate) fn digest(&self, pool: &BlockPool) -> Option<Digest> {
+        self.digest_at(self.computed, pool)
+    }
+
+    /// Digests of the blocks that follow the computed tokens, found by `before`, and may come from a cache.
+    pub(crate) fn next_digests(
+        &self,
+        size: usize,
+        mut before: Option<Digest>,
+    ) -> impl Iterator<Item = Digest> + use<'_> {
         let mut computed = self.computed;
-        let mut parent = if !computed.is_multiple_of(size) {
-            None
-        } else if computed == 0 {
-            Some(Parent::Root(self.salt.clone()))
-        } else {
-            pool.as_parent(self.table.blocks()[computed / size - 1])
-        };
         std::iter::from_fn(move || {
             let next = computed + size;
             if next > self.cacheable() {
                 return None;
             }
-            let block = pool.find(parent.as_ref()?, &self.tokens[computed..next])?;
-            parent = pool.as_parent(block);
-            computed = next;
-            Some(block)
+            let digest = before?.then(&self.tokens[computed..next]);
+            (before, computed) = (Some(digest), next);
+            Some(digest)
         })
+    }
+
+    /// What the first `tokens` tokens, whole blocks of them, are found by; `None` if they cannot be.
+    fn digest_at(&self, tokens: usize, pool: &BlockPool) -> Option<Digest> {
+        match tokens / pool.block_size() {
+            _ if !tokens.is_multiple_of(pool.block_size()) => None,
+            0 => Some(Digest::root(&self.salt)),
+            blocks => pool.digest(self.table.blocks()[blocks - 1]),
+        }
     }
 
     /// Takes over every cached block that continues the computed tokens. Returns how many prompt tokens that saves:
@@ -186,6 +200,17 @@ impl Sequence {
         }
         let saved = hits.len() * pool.block_size();
         self.computed += saved;
+        self.note_cached(saved)
+    }
+
+    /// Notes that the next block has been filled from elsewhere. Returns as [`Sequence::extend_from_cache`].
+    pub(crate) fn commit_restored(&mut self, pool: &mut BlockPool) -> usize {
+        let size = pool.block_size();
+        self.commit(size, pool);
+        self.note_cached(size)
+    }
+
+    fn note_cached(&mut self, saved: usize) -> usize {
         if self.preempted {
             return 0;
         }
@@ -200,13 +225,9 @@ impl Sequence {
         self.computed += count;
         debug_assert!(self.computed <= self.tokens.len());
         for index in full_before..self.computed / size {
-            let parent = match index {
-                0 => Some(Parent::Root(self.salt.clone())),
-                _ => pool.as_parent(self.table.blocks()[index - 1]),
-            };
-            let Some(parent) = parent else { return };
-            let block = self.table.blocks()[index];
-            let kept = pool.publish(block, parent, &self.tokens[index * size..(index + 1) * size]);
+            let Some(before) = self.digest_at(index * size, pool) else { return };
+            let digest = before.then(&self.tokens[index * size..(index + 1) * size]);
+            let kept = pool.publish(self.table.blocks()[index], digest);
             self.table.replace(index, kept);
         }
     }

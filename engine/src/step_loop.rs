@@ -12,14 +12,15 @@ use crate::constraint::MaskThread;
 use crate::detokenizer::TokenText;
 use crate::generation::{ComputedRows, Generation, Output, SequenceFailure};
 use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
-use crate::kv::BlockUsage;
+use crate::kv::{BlockUsage, Digest};
 use crate::pace::{Pace, Work};
 use crate::request::{Event, FailureKind};
 use crate::runner::{Runner, RunnerError};
 use crate::sampler::Sampler;
-use crate::scheduler::{Limits, Scheduler};
+use crate::scheduler::{Limits, Scheduler, StepBudget};
 use crate::sequence::{Sequence, SequenceKey};
 use crate::speculate::Payoff;
+use crate::spill::{Spill, SpillTier};
 use crate::stats::Outcome;
 
 /// Starts engines.
@@ -42,7 +43,21 @@ impl Engine {
         text: Arc<dyn TokenText>,
         config: EngineConfig,
     ) -> Result<EngineHandle, StartError> {
+        Engine::start_spilling(runner, text, config, None)
+    }
+
+    /// The same with a tier for blocks the prefix cache evicts.
+    pub fn start_spilling(
+        runner: Box<dyn Runner>,
+        text: Arc<dyn TokenText>,
+        config: EngineConfig,
+        tier: Option<Box<dyn SpillTier>>,
+    ) -> Result<EngineHandle, StartError> {
         let (core, handle) = EngineCore::new(runner, text, config, Clock::monotonic())?;
+        let core = match tier {
+            Some(tier) => core.spilling_to(tier),
+            None => core,
+        };
         std::thread::Builder::new().name("rill-engine".into()).spawn(move || core.run())?;
         Ok(handle)
     }
@@ -102,6 +117,10 @@ pub struct EngineCore {
     logits: Vec<f32>,
     sampler: Sampler,
     pace: Pace,
+    spill: Option<Spill>,
+    spill_changes: Vec<(Digest, bool)>,
+    /// Which of the plan's restores could be had.
+    restored: Vec<bool>,
     /// Tokens that may follow the sequence being looked at.
     draft: Vec<u32>,
     /// Tokens that did.
@@ -143,6 +162,9 @@ impl EngineCore {
             logits: Vec::new(),
             sampler: Sampler::default(),
             pace: Pace::default(),
+            spill: None,
+            spill_changes: Vec::new(),
+            restored: Vec::new(),
             draft: Vec::new(),
             new_tokens: Vec::new(),
             leaders: Vec::new(),
@@ -152,6 +174,12 @@ impl EngineCore {
             _alive: alive,
         };
         Ok((core, handle))
+    }
+
+    /// The same engine with a tier for blocks the prefix cache evicts.
+    pub fn spilling_to(mut self, tier: Box<dyn SpillTier>) -> EngineCore {
+        self.spill = Some(Spill::new(tier));
+        self
     }
 
     /// Steps until told to stop, or until nobody can submit any more and nothing is left. However it ends, every
@@ -182,6 +210,7 @@ impl EngineCore {
         let started = self.clock.now_us();
         self.propose();
         self.schedule();
+        self.move_blocks()?;
         let tokens = self.scheduler.plan().tokens;
         if tokens > 0 {
             self.batch.build(&self.scheduler);
@@ -327,12 +356,51 @@ impl EngineCore {
         let prefilling = self.scheduler.running().iter().filter(|sequence| sequence.pending() > 1);
         let context = prefilling.map(Sequence::computed).max().unwrap_or(0);
         let prefill_rows = self.pace.prefill_rows(streams, context);
-        for key in &self.scheduler.schedule(prefill_rows).admitted {
+        let block_seconds = self.pace.row_cost(context) * self.shared.config.block_size as f64;
+        let restores = self.spill.as_mut().map_or(0, |spill| {
+            spill.changes(&mut self.spill_changes);
+            spill.restores(block_seconds, self.pace.patience(streams))
+        });
+        for (digest, there) in self.spill_changes.drain(..) {
+            self.scheduler.set_spilled(digest, there);
+        }
+        for key in &self.scheduler.schedule(StepBudget { prefill_rows, restores }).admitted {
             if let Some(generation) = self.generations.get_mut(key) {
                 generation.admit(now);
             }
         }
         debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
+    }
+
+    /// What is evicted is kept, then what is about to be written by one of several holders is copied, then what can be read
+    /// back is: in this order, since the blocks may be the same.
+    fn move_blocks(&mut self) -> Result<(), RunnerError> {
+        let plan = self.scheduler.plan();
+        if let Some(spill) = &mut self.spill {
+            for &(block, digest) in plan.spills.iter().filter(|(_, digest)| !self.scheduler.is_spilled(digest)) {
+                spill.keep(&mut *self.runner, block, digest)?;
+                self.shared.stats.blocks_spilled.add(1);
+            }
+        }
+        if !plan.copies.is_empty() {
+            self.runner.copy_blocks(&plan.copies)?;
+        }
+        let Some(spill) = self.spill.as_mut().filter(|_| !plan.restores.is_empty()) else { return Ok(()) };
+        self.restored.clear();
+        for restore in &plan.restores {
+            let started = self.clock.now_us();
+            let restored = spill.restore(&mut *self.runner, restore)?;
+            spill.learn(self.clock.now_us().saturating_sub(started) as f64 * 1e-6);
+            let stats = &self.shared.stats;
+            if restored {
+                stats.blocks_restored.add(1)
+            } else {
+                stats.blocks_lost.add(1)
+            }
+            self.restored.push(restored);
+        }
+        self.scheduler.settle_restores(&self.restored);
+        Ok(())
     }
 
     /// Sets the mask thread to work on what the step's samples will need, while the model runs.
@@ -363,9 +431,6 @@ impl EngineCore {
         let stats = &self.shared.stats;
         stats.steps.add(1);
         stats.iteration_tokens.observe(self.scheduler.plan().tokens as f64);
-        if !self.scheduler.plan().copies.is_empty() {
-            self.runner.copy_blocks(&self.scheduler.plan().copies)?;
-        }
         self.runner.forward(&self.batch.input, &mut self.logits)?;
         let (rows, width) = (self.batch.input.logit_rows.len(), self.vocab_size);
         if self.logits.len() != rows * width {
@@ -428,7 +493,7 @@ impl EngineCore {
         for place in std::mem::take(&mut self.leaders) {
             let leader = self.scheduler.plan().entries[place].key;
             let end = self.batch.logit_starts[place + 1];
-            let row = &self.logits[(end - 1) * self.vocab_size..end * self.vocab_size];
+            let row = (end - 1) * self.vocab_size..end * self.vocab_size;
             for key in self.scheduler.fork(leader) {
                 let Some(generation) = self.generations.get_mut(&key) else { continue };
                 let Some(sequence) = self.scheduler.running_sequence(key) else { continue };
@@ -436,18 +501,14 @@ impl EngineCore {
                 let events_before = self.outbox.len();
                 let mut output =
                     Output { sampler: &mut self.sampler, text: &*self.text, events: &mut self.outbox };
-                match contained(|| generation.take_first_row(sequence, row, &mut output)) {
+                match contained(|| generation.take_first_row(sequence, &self.logits[row.clone()], &mut output)) {
                     Ok((token, last)) => {
                         self.scheduler.append(key, token);
                         if last {
                             self.ended.push(key);
                         }
                     }
-                    Err(SequenceFailure { kind, message }) => {
-                        self.outbox.truncate(events_before);
-                        self.outbox.push((key, Event::Failed { kind, message }));
-                        self.ended.push(key);
-                    }
+                    Err(failure) => self.fail(key, failure, events_before),
                 }
             }
         }

@@ -64,6 +64,18 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
+    fn block_bytes(&self) -> usize {
+        0
+    }
+
+    fn read_block(&mut self, _: BlockId, _: &mut Vec<u8>) -> Result<(), RunnerError> {
+        Ok(())
+    }
+
+    fn write_block(&mut self, _: BlockId, _: &[u8]) -> Result<(), RunnerError> {
+        Ok(())
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
         let delay = self.knobs.step_delay_ms.load(Ordering::SeqCst);
         if delay > 0 {

@@ -152,6 +152,25 @@ impl Runner for FakeRunner {
         Ok(())
     }
 
+    fn block_bytes(&self) -> usize {
+        8 * self.block_size
+    }
+
+    fn read_block(&mut self, block: BlockId, out: &mut Vec<u8>) -> Result<(), RunnerError> {
+        out.clear();
+        let entries = &self.kv[block as usize * self.block_size..][..self.block_size];
+        out.extend(entries.iter().flat_map(|entry| entry.to_le_bytes()));
+        Ok(())
+    }
+
+    fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), RunnerError> {
+        let entries = &mut self.kv[block as usize * self.block_size..][..self.block_size];
+        for (entry, bytes) in entries.iter_mut().zip(bytes.chunks_exact(8)) {
+            *entry = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        }
+        Ok(())
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
         self.now_us.fetch_add(1000 + 50 * input.rows() as u64, Ordering::Relaxed);
         assert!(!Faults::due(&self.faults.panic_in), "an injected panic");

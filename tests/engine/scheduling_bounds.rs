@@ -1,6 +1,6 @@
 //! The bounds the scheduler promises, counted in steps.
 
-use rill_engine::scheduler::{Limits, Scheduler};
+use rill_engine::scheduler::{Limits, Scheduler, StepBudget};
 use rill_engine::{Sequence, SequenceKey};
 
 const BUDGET: usize = 64;
@@ -28,7 +28,7 @@ impl Bench {
 
     /// Steps once; `streams` are decoding and must get a row each step.
     fn step(&mut self, streams: &[SequenceKey]) {
-        self.scheduler.schedule(usize::MAX);
+        self.scheduler.schedule(StepBudget::UNLIMITED);
         self.scheduler.check_plan().expect("a sound plan");
         for stream in streams {
             assert!(self.scheduler.plan().entries.iter().any(|e| e.key == *stream), "a stream was held up");

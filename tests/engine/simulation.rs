@@ -4,6 +4,7 @@
 //! `cargo test -p rill-tests --test simulation -- --seed 17` replays one run; `--runs 20000` does more of them.
 
 mod fake_runner;
+mod fake_tier;
 mod plain_model;
 mod scheduling_bounds;
 mod workload;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use fake_runner::{FakeRunner, FakeText, Faults};
+use fake_tier::FakeTier;
 use plain_model::Expected;
 use rill_engine::{
     Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, FailureKind, GenerateRequest, Outcome,
@@ -40,6 +42,8 @@ struct Seen {
     accepted_drafts: u64,
     forks: u64,
     block_copies: u64,
+    blocks_restored: u64,
+    blocks_lost: u64,
     runs_ended_by_death: u64,
 }
 
@@ -95,6 +99,10 @@ impl Simulation {
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
+        let core = match random.one_in(2) {
+            true => core.spilling_to(Box::new(FakeTier::new(random.split()))),
+            false => core,
+        };
         let prefixes = Prefixes::new(&mut random, config.context_len);
         let (live, past, seen) = (Vec::new(), Vec::new(), Seen::default());
         Simulation { random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }
@@ -252,6 +260,8 @@ impl Simulation {
         self.seen.accepted_drafts += stats.accepted_draft_tokens.get();
         self.seen.forks += stats.forks.get();
         self.seen.block_copies += stats.block_copies.get();
+        self.seen.blocks_restored += stats.blocks_restored.get();
+        self.seen.blocks_lost += stats.blocks_lost.get();
         let ended: u64 = Outcome::ALL.iter().map(|&outcome| stats.requests_finished(outcome)).sum();
         assert_eq!(ended, self.accepted);
         assert_eq!(stats.requests_finished(Outcome::Abort), self.seen.cancelled);
@@ -364,6 +374,8 @@ fn add(total: &mut Seen, seen: &Seen) {
     total.accepted_drafts += seen.accepted_drafts;
     total.forks += seen.forks;
     total.block_copies += seen.block_copies;
+    total.blocks_restored += seen.blocks_restored;
+    total.blocks_lost += seen.blocks_lost;
     total.runs_ended_by_death += seen.runs_ended_by_death;
 }
 
@@ -404,6 +416,8 @@ fn main() {
             total.accepted_drafts,
             total.forks,
             total.block_copies,
+            total.blocks_restored,
+            total.blocks_lost,
             total.runs_ended_by_death,
         ];
         assert!(happened.iter().all(|&count| count > 100), "something hardly ever happened: {total:?}");

@@ -19,6 +19,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// A generator of its own.
+    pub fn split(&mut self) -> Random {
+        Random(self.next())
+    }
+
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
