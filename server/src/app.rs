@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -15,6 +15,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::auth::ApiKeys;
+use crate::auth::caller::rate_limit_headers;
+use crate::auth::layer::{CallerName, authorize};
 use crate::body::BodyLimits;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
@@ -24,7 +26,6 @@ use crate::protocol::ApiError;
 use crate::reasoning::ReasoningFormat;
 use crate::response_store::ResponseStore;
 use crate::routes;
-use crate::routes::messages::MessagesError;
 use crate::tools::ToolFormat;
 use crate::validate::ModelLimits;
 
@@ -130,6 +131,10 @@ impl AppState {
         }
     }
 
+    pub fn keys(&self) -> &ApiKeys {
+        &self.options.keys
+    }
+
     pub fn drain(&self) -> &Arc<Drain> {
         &self.drain
     }
@@ -188,12 +193,26 @@ pub fn unix_seconds() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// All routes.
-pub fn router(state: Arc<AppState>) -> Router {
-    router_with(state, Router::new())
+/// All routes; `/metrics` too unless it has a listener of its own.
+pub fn router(state: Arc<AppState>, with_metrics: bool) -> Router {
+    router_with(state, if with_metrics { metrics() } else { Router::new() })
 }
 
-/// All routes and `more`, under the same layers.
+/// What the metrics' own listener answers.
+pub fn metrics_router(state: Arc<AppState>) -> Router {
+    layered(state, probes().merge(metrics()))
+}
+
+/// `/metrics` alone.
+pub fn metrics() -> Router<Arc<AppState>> {
+    Router::new().route("/metrics", get(routes::metrics::metrics))
+}
+
+fn probes() -> Router<Arc<AppState>> {
+    Router::new().route("/health", get(routes::health::health)).route("/ready", get(routes::health::ready))
+}
+
+/// All routes but `/metrics`, and `more`, which asks for no key, under the same layers.
 pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router {
     let guarded = Router::new()
         .route("/v1/completions", post(routes::completions::completions))
@@ -208,15 +227,15 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/models/{*id}", get(routes::models::one))
         .route("/tokenize", post(routes::tokenize::tokenize))
         .route("/detokenize", post(routes::tokenize::detokenize))
-        .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
-    Router::new()
-        .merge(guarded)
-        .merge(more)
-        .route("/", get(routes::ui::page))
-        .route("/health", get(routes::health::health))
-        .route("/ready", get(routes::health::ready))
         .route("/version", get(routes::health::version))
-        .route("/metrics", get(routes::metrics::metrics))
+        .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
+    // The page is the same for everyone and asks for a key itself.
+    let page = Router::new().route("/", get(routes::ui::page));
+    layered(state, guarded.merge(more).merge(page).merge(probes()))
+}
+
+fn layered(state: Arc<AppState>, routes: Router<Arc<AppState>>) -> Router {
+    routes
         .fallback(async |request: Request| {
             ApiError::route_not_found(request.method().as_str(), request.uri().path())
         })
@@ -237,23 +256,14 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .with_state(state)
 }
 
-async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if state.options.keys.allow(request.headers()) {
-        next.run(request).await
-    } else if request.uri().path().starts_with("/v1/messages") {
-        MessagesError(ApiError::unauthorized()).into_response()
-    } else {
-        ApiError::unauthorized().into_response()
-    }
-}
-
 async fn log(request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    tracing::debug!(%method, path, status, headers_ms = start.elapsed().as_millis() as u64, "answered");
+    let key = response.extensions().get::<CallerName>().map(|name| &*name.0);
+    tracing::debug!(%method, path, status, key, headers_ms = start.elapsed().as_millis() as u64, "answered");
     response
 }
 
@@ -268,7 +278,7 @@ fn cors(policy: &CorsPolicy) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // Clients' SDKs add headers of their own (`x-stainless-…`).
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers(rate_limit_headers().chain([header::RETRY_AFTER]).collect::<Vec<_>>())
 }
 
 fn is_local(origin: &HeaderValue) -> bool {

@@ -44,6 +44,8 @@ pub struct ServeConfig {
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub address: SocketAddr,
+    /// `None`: metrics are at `address`.
+    pub metrics_address: Option<SocketAddr>,
     pub threads: usize,
     pub engine: EngineLimits,
     pub app: AppOptions,
@@ -265,23 +267,29 @@ impl ServeConfig {
         if let Some(key) = flags.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(ConfigError { flag: "api-key", reason: format!("must not be empty, as {key:?} is") });
         }
+        let keys: Vec<String> = flags.api_key.iter().map(|key| key.trim().to_owned()).collect();
+        let keys = ApiKeys::open(&keys, flags.api_key_file.as_deref())
+            .map_err(|reason| ConfigError { flag: "api-key-file", reason })?;
         if let Some(name) = flags.served_model_name.iter().find(|name| name.trim().is_empty()) {
             return Err(ConfigError {
                 flag: "served-model-name",
                 reason: format!("must not be empty, as {name:?} is"),
             });
         }
-        let host: IpAddr = match flags.host.as_str() {
-            "localhost" => IpAddr::from([127, 0, 0, 1]),
-            other => other.parse().map_err(|_| ConfigError {
-                flag: "host",
-                reason: format!("must be an IP address such as 127.0.0.1 or 0.0.0.0, not {other}"),
-            })?,
+        let host = host("host", &flags.host)?;
+        let metrics_address = match (flags.metrics_port, flags.metrics_host.as_deref()) {
+            (Some(port), Some(text)) => Some(SocketAddr::new(self::host("metrics-host", text)?, port)),
+            (Some(port), None) => Some(SocketAddr::new(host, port)),
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(ConfigError { flag: "metrics-host", reason: "needs --metrics-port".to_owned() });
+            }
         };
         Ok(ServeConfig {
             model: flags.model,
             served_names: flags.served_model_name,
             address: SocketAddr::new(host, flags.port),
+            metrics_address,
             threads: at_least_one("threads", flags.threads.unwrap_or(machine.cores), 1024)?,
             engine: EngineLimits {
                 running_max,
@@ -294,7 +302,7 @@ impl ServeConfig {
                 prefix_caching: !flags.no_prefix_caching,
             },
             app: AppOptions {
-                keys: ApiKeys::new(flags.api_key.iter().map(|key| key.trim().to_owned()).collect()),
+                keys,
                 body: BodyLimits { bytes_max: body_bytes_max, time_max: BODY_TIME_MAX },
                 cors: cors(&flags.cors_origin)?,
                 keep_alive: KEEP_ALIVE,
@@ -367,6 +375,16 @@ fn cors(origins: &[String]) -> Result<CorsPolicy, ConfigError> {
         })
         .collect::<Result<_, _>>()
         .map(CorsPolicy::Only)
+}
+
+fn host(flag: &'static str, text: &str) -> Result<IpAddr, ConfigError> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        other => other.parse().map_err(|_| ConfigError {
+            flag,
+            reason: format!("must be an IP address such as 127.0.0.1 or 0.0.0.0, not {other}"),
+        }),
+    }
 }
 
 /// `512`, `64KiB`, `2GiB`, `1.5G`: binary units, with or without the `iB`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rill_engine::{Engine, EngineConfig, EngineHandle};
-use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router_with};
+use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, metrics, router_with};
 use rill_server::auth::ApiKeys;
 use rill_server::body::BodyLimits;
 use rill_server::chat_template::ChatTemplate;
@@ -94,7 +94,9 @@ pub fn start_with(setup: Setup) -> TestServer {
     // A handler with a defect, for the layer that catches it.
     let broken =
         axum::Router::new().route("/broken", axum::routing::get(async || -> &'static str { panic!("a defect") }));
-    runtime.spawn(listen::serve(listener, router_with(state.clone(), broken), setup.listen, stopping));
+    let routes = router_with(state.clone(), broken.merge(metrics()));
+    runtime.spawn(listen::serve(listener, routes, setup.listen, stopping));
+    runtime.spawn(state.keys().clone().watch());
     let server = TestServer { address, state, engine, knobs, stop, runtime };
     if !setup.loading {
         server.load(setup.template);

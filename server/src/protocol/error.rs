@@ -81,6 +81,15 @@ impl ApiError {
         }
     }
 
+    /// 429: the key's limit named by `kind` is reached; `None`: this request is above it whenever it comes.
+    pub fn rate_limited(kind: &'static str, message: String, retry_after_s: Option<u32>) -> Self {
+        ApiError {
+            code: Some("rate_limit_exceeded"),
+            retry_after_s,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message)
+        }
+    }
+
     pub fn model_not_found(asked: &str, served: &[String]) -> Self {
         ApiError {
             param: Some("model".to_owned()),
@@ -193,6 +202,10 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after_s.is_none() {
+            // OpenAI's clients try a 429 again unless told not to.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
