@@ -21,6 +21,7 @@ use crate::body::BodyLimits;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
 use crate::grammars::Grammars;
+use crate::leftover_body::hear_out;
 use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
 use crate::reasoning::ReasoningFormat;
@@ -227,6 +228,7 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/models/{*id}", get(routes::models::one))
         .route("/tokenize", post(routes::tokenize::tokenize))
         .route("/detokenize", post(routes::tokenize::detokenize))
+        .route("/tokenizer_info", get(routes::tokenize::info))
         .route("/version", get(routes::health::version))
         .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
     // The page is the same for everyone and asks for a key itself.
@@ -252,6 +254,7 @@ fn layered(state: Arc<AppState>, routes: Router<Arc<AppState>>) -> Router {
             tracing::error!(panic = what, "a handler panicked");
             ApiError::internal("a defect in the server was caught; see its log").into_response()
         }))
+        .layer(middleware::map_request(async |request: Request| hear_out(request)))
         .layer(middleware::from_fn(log))
         .with_state(state)
 }

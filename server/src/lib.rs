@@ -18,6 +18,7 @@ pub mod gbnf;
 pub mod generation;
 pub mod grammars;
 pub mod keys;
+pub mod leftover_body;
 pub mod listen;
 pub mod logprob_format;
 pub mod messages;

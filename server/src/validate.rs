@@ -196,9 +196,9 @@ pub fn max_tokens_for(
     if prompt_len + wanted > context_len {
         return Err(ApiError::context_length(
             param,
-            format!(
-                "the prompt is {prompt_len} tokens long and the model's context of {context_len} tokens must also \
-                 hold at least {wanted} token of the completion"
+            context_len,
+            &format!(
+                "the prompt is {prompt_len} tokens long and at least {wanted} of the completion must fit, too"
             ),
         ));
     }
@@ -207,10 +207,8 @@ pub fn max_tokens_for(
         Some(asked) if asked > room => {
             return Err(ApiError::context_length(
                 "max_tokens",
-                format!(
-                    "the model's context is {context_len} tokens; the prompt is {prompt_len} and max_tokens asks for \
-                     {asked} more"
-                ),
+                context_len,
+                &format!("the prompt is {prompt_len} tokens long and max_tokens asks for {asked} more"),
             ));
         }
         Some(asked) => asked,
@@ -231,11 +229,8 @@ pub fn prompt_ids(param: &str, ids: &[u32], limits: &ModelLimits) -> Result<(), 
     if ids.len() > limits.context_len {
         return Err(ApiError::context_length(
             param,
-            format!(
-                "the prompt is {} tokens long and the model's context is {} tokens",
-                ids.len(),
-                limits.context_len
-            ),
+            limits.context_len,
+            &format!("the prompt is {} tokens long", ids.len()),
         ));
     }
     ids.iter().try_for_each(|&id| token_id(param, i64::from(id), limits).map(|_| ()))

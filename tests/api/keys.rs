@@ -100,6 +100,7 @@ fn keys_guard_everything_but_probes_metrics_and_the_page() {
         ("GET", "/v1/models/x"),
         ("POST", "/tokenize"),
         ("POST", "/detokenize"),
+        ("GET", "/tokenizer_info"),
         ("GET", "/version"),
     ] {
         assert_eq!(ask(method, path, ""), 401, "{path}");
@@ -114,7 +115,7 @@ fn keys_guard_everything_but_probes_metrics_and_the_page() {
     assert_eq!(refused.json()["error"]["code"], "invalid_api_key");
     assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     let metrics = server.get("/metrics").text();
-    assert!(metrics.contains("\nrill_unauthorized_requests_total 29\n"), "{metrics}");
+    assert!(metrics.contains("\nrill_unauthorized_requests_total 31\n"), "{metrics}");
     assert!(metrics.contains("\nrill_key_requests_total{key=\"api-key-1\"} 1\n"), "{metrics}");
 }
 

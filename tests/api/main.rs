@@ -4,6 +4,7 @@ mod chat;
 mod completions;
 mod control_tokens;
 mod errors;
+mod hostile;
 mod keys;
 mod lifecycle;
 mod messages;

@@ -33,6 +33,10 @@ fn text_goes_to_tokens_and_back() {
         server.ok("/tokenize", json!({"prompt": ""})),
         json!({"count": 0, "max_model_len": 512, "tokens": [], "token_strs": null})
     );
+    assert_eq!(
+        server.get("/tokenizer_info").json(),
+        json!({"bos_token": null, "eos_token": "<|im_end|>", "chat_template": test_server::CHATML, "model_max_length": 512})
+    );
     for (path, body) in [
         ("/tokenize", json!({})),
         ("/tokenize", json!({"prompt": "a", "messages": []})),

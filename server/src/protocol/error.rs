@@ -65,8 +65,10 @@ impl ApiError {
         }
     }
 
-    /// 400: the prompt alone, or with what was asked for, is longer than the model's context.
-    pub fn context_length(param: &str, message: String) -> Self {
+    /// 400: the prompt alone, or with what was asked for, is longer than the model's context. Begins with OpenAI's own
+    /// words: clients that shorten their prompts look for them.
+    pub fn context_length(param: &str, context_len: usize, detail: &str) -> Self {
+        let message = format!("this model's maximum context length is {context_len} tokens; {detail}");
         ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
@@ -124,6 +126,19 @@ impl ApiError {
             "invalid_request_error",
             format!("the content type must be application/json, not {}", shorten(given)),
         )
+    }
+
+    pub fn unsupported_coding(given: &str) -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            format!("the request body must be sent as it is, not in the content encoding {}", shorten(given)),
+        )
+    }
+
+    /// 400: the path is no text.
+    pub fn bad_path(reason: &str) -> Self {
+        Self::bad_request(format!("the path of the request makes no sense: {reason}"))
     }
 
     pub fn body_too_large(limit: usize) -> Self {

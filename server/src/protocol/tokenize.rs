@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`, in vLLM's spelling.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's spelling.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -37,4 +37,13 @@ pub struct DetokenizeRequest {
 #[derive(Debug, Serialize)]
 pub struct DetokenizeResponse {
     pub prompt: String,
+}
+
+/// What transformers keeps in a tokenizer's configuration.
+#[derive(Debug, Serialize)]
+pub struct TokenizerInfo {
+    pub bos_token: Option<String>,
+    pub eos_token: Option<String>,
+    pub chat_template: Option<String>,
+    pub model_max_length: usize,
 }

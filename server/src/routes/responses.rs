@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
-use super::new_id;
+use super::{PathId, new_id};
 use crate::app::{AppState, unix_seconds};
 use crate::auth::Caller;
 use crate::body::{JsonBytes, parse};
@@ -57,11 +57,11 @@ pub async fn responses(
     Ok(Json(writer.end(outcome.reason, outcome.usage)).into_response())
 }
 
-pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn one(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<Value>, ApiError> {
     state.responses().get(&id).map(|kept| Json(kept.response)).ok_or_else(|| not_found("response_id", &id))
 }
 
-pub async fn delete(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn delete(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<Value>, ApiError> {
     if !state.responses().delete(&id) {
         return Err(not_found("response_id", &id));
     }
