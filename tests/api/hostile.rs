@@ -52,7 +52,7 @@ fn heads_that_make_no_sense_are_refused() {
     }
     // Another protocol altogether: closed, with or without a word.
     let tls: &[u8] = &[0x16, 3, 1, 0, 0xa5, 1, 0, 0, 0xa1, 3, 3, 0, 0, 13, 10];
-    for bytes in [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", tls] {
+    for bytes in [tls, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let answer = server.raw(bytes);
         assert!(answer.is_empty() || status(&answer) == 400, "{answer}");
     }
