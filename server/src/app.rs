@@ -10,7 +10,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rill_engine::{EngineHandle, Health};
-use rill_models::Tokenizer;
+use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -62,6 +62,10 @@ pub struct Serving {
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
     pub eos_token_ids: Vec<u32>,
+    /// How embeddings are made.
+    pub pooling: Pooling,
+    /// The tokens that let the model fill in what is between two texts, if it has them.
+    pub fill_in_the_middle: Option<FillInTheMiddle>,
     /// How the model writes calls.
     pub tool_format: ToolFormat,
     /// How it marks thoughts, if it has any.
@@ -202,6 +206,7 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/chat/completions/render", post(routes::chat::render))
         .route("/v1/responses", post(routes::responses::responses))
         .route("/v1/responses/{id}", get(routes::responses::one).delete(routes::responses::delete))
+        .route("/v1/embeddings", post(routes::embeddings::embeddings))
         .route("/v1/messages", post(routes::messages::messages))
         .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
         .route("/v1/models", get(routes::models::list))
@@ -213,15 +218,19 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .merge(guarded)
         .merge(more)
         .route("/", get(routes::ui::page))
+        .route("/openapi.json", get(routes::docs::description))
+        .route("/docs", get(routes::docs::page))
         .route("/health", get(routes::health::health))
         .route("/ready", get(routes::health::ready))
         .route("/version", get(routes::health::version))
         .route("/metrics", get(routes::metrics::metrics))
         .fallback(async |request: Request| {
-            ApiError::route_not_found(request.method().as_str(), request.uri().path())
+            let path = request.uri().path();
+            in_shape_of(path, ApiError::route_not_found(request.method().as_str(), path))
         })
         .method_not_allowed_fallback(async |request: Request| {
-            ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+            let path = request.uri().path();
+            in_shape_of(path, ApiError::method_not_allowed(request.method().as_str(), path))
         })
         .layer(cors(&state.options.cors))
         .layer(CatchPanicLayer::custom(|panic: Box<dyn std::any::Any + Send>| {
@@ -240,10 +249,16 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
 async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     if state.options.keys.allow(request.headers()) {
         next.run(request).await
-    } else if request.uri().path().starts_with("/v1/messages") {
-        MessagesError(ApiError::unauthorized()).into_response()
     } else {
-        ApiError::unauthorized().into_response()
+        in_shape_of(request.uri().path(), ApiError::unauthorized())
+    }
+}
+
+/// An error as the API that `path` belongs to writes it.
+fn in_shape_of(path: &str, error: ApiError) -> Response {
+    match path.starts_with("/v1/messages") {
+        true => MessagesError(error).into_response(),
+        false => error.into_response(),
     }
 }
 

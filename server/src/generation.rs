@@ -91,6 +91,7 @@ impl Generation {
             let outcome = &mut outcomes[index];
             match event {
                 Event::Prompt { logprobs } => outcome.prompt_logprobs = Some(logprobs),
+                Event::Embedding { .. } => {}
                 Event::Delta { text, token_ids, logprobs } => {
                     outcome.text.push_str(&text);
                     outcome.token_ids.extend(token_ids);

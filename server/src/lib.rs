@@ -20,6 +20,7 @@ pub mod grammars;
 pub mod listen;
 pub mod logprob_format;
 pub mod messages;
+pub mod openapi;
 pub mod perplexity;
 pub mod prompt;
 pub mod protocol;

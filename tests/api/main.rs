@@ -3,9 +3,11 @@
 mod chat;
 mod completions;
 mod control_tokens;
+mod embeddings;
 mod errors;
 mod lifecycle;
 mod messages;
+mod openapi;
 mod overload;
 mod responses;
 mod routes;
