@@ -3,6 +3,7 @@
 use crate::constraint::{Constraint, MaskThread};
 use crate::detokenizer::{Detokenizer, TokenText};
 use crate::handle::Submission;
+use crate::pooling::Pool;
 use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage};
 use crate::sampler::{RuledOut, Sampler, TokenHistory};
 use crate::scheduler::PlanEntry;
@@ -61,6 +62,8 @@ pub(crate) struct Generation {
     stops: StopMatcher,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     prompt_done: bool,
+    /// Of a prompt that is to be embedded.
+    pool: Option<Pool>,
     events: flume::Sender<Event>,
     /// Until the first admission.
     place: Option<BacklogPlace>,
@@ -77,7 +80,7 @@ impl Generation {
         context_len: usize,
         text: &dyn TokenText,
     ) -> (Sequence, Generation) {
-        let Submission { mut request, events, place, in_flight, submitted_us } = submission;
+        let Submission { mut request, pooling, events, place, in_flight, submitted_us } = submission;
         let prompt = std::mem::take(&mut request.prompt);
         let key = SequenceKey { priority: request.priority, arrival };
         let max_tokens = request.max_new_tokens(prompt.len(), context_len);
@@ -105,6 +108,7 @@ impl Generation {
             stops: StopMatcher::new(&stop.stop_strings, stop.include_stop_str),
             prompt_logprobs: Vec::new(),
             prompt_done: false,
+            pool: pooling.map(|pooling| Pool::new(pooling, prompt.len())),
             events,
             place: Some(place),
             _in_flight: in_flight,
@@ -113,7 +117,9 @@ impl Generation {
         };
         let scored = generation.request.prompt_logprobs.is_some();
         let salt = generation.request.cache_salt.as_deref().map(Into::into);
-        (Sequence::new(key, prompt, max_tokens, scored, salt), generation)
+        let mut sequence = Sequence::new(key, prompt, max_tokens, scored, salt);
+        sequence.reads_no_cache = pooling.is_some_and(Pool::needs_all);
+        (sequence, generation)
     }
 
     /// Nobody listens any more.
@@ -136,6 +142,11 @@ impl Generation {
         if let Some(constraint) = &mut self.constraint {
             constraint.prepare(thread);
         }
+    }
+
+    /// What gathers hidden states, for a prompt that is to be embedded.
+    pub(crate) fn pool(&mut self) -> Option<&mut Pool> {
+        self.pool.as_mut()
     }
 
     pub(crate) fn is_constrained(&self) -> bool {
@@ -208,6 +219,9 @@ impl Generation {
                 logprobs.resize(self.prompt_len, None);
                 out.push((key, Event::Prompt { logprobs }));
             }
+        }
+        if let (Some(pool), true) = (&self.pool, self.prompt_done) {
+            out.push((key, Event::Embedding { values: pool.finish() }));
         }
         let mut reason = (self.prompt_done && self.max_tokens == 0).then_some(FinishReason::Length);
         let token = drawn.as_ref().map(|drawn| drawn.token);
@@ -290,7 +304,7 @@ impl Generation {
     pub(crate) fn observe(&mut self, event: &Event, now: u64, stats: &Stats) {
         let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 * 1e-6;
         match event {
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
             Event::Delta { token_ids, .. } => {
                 stats.generation_tokens.add(token_ids.len() as u64);
                 match self.times.first_token {

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rill_models::Pooling;
+
 use crate::config::EngineConfig;
+use crate::pooling::EmbedRequest;
 use crate::request::{Event, GenerateRequest};
 use crate::stats::{BacklogFull, BacklogPlace, Stats};
 use crate::step_loop::Clock;
@@ -63,6 +66,8 @@ pub(crate) enum Message {
 /// An accepted request on its way.
 pub(crate) struct Submission {
     pub(crate) request: GenerateRequest,
+    /// How its hidden states become an embedding, if they are to.
+    pub(crate) pooling: Option<Pooling>,
     pub(crate) events: flume::Sender<Event>,
     pub(crate) place: BacklogPlace,
     pub(crate) in_flight: flume::Sender<Infallible>,
@@ -83,6 +88,7 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<Stats>,
     pub(crate) stop: AtomicBool,
     vocab_size: usize,
+    hidden_size: usize,
     clock: Clock,
     gate: Mutex<Gate>,
     in_flight: flume::Receiver<Infallible>,
@@ -110,7 +116,7 @@ impl Shared {
 impl EngineHandle {
     pub(crate) fn new(
         config: EngineConfig,
-        vocab_size: usize,
+        (vocab_size, hidden_size): (usize, usize),
         clock: Clock,
     ) -> (EngineHandle, flume::Receiver<Message>, Alive) {
         let (in_flight_sender, in_flight) = flume::bounded(0);
@@ -122,6 +128,7 @@ impl EngineHandle {
             config,
             stop: AtomicBool::new(false),
             vocab_size,
+            hidden_size,
             clock,
             gate: Mutex::new(Gate::Open(in_flight_sender)),
             in_flight,
@@ -136,6 +143,19 @@ impl EngineHandle {
 
     /// Queues a request; never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, SubmitError> {
+        self.enqueue(request, None)
+    }
+
+    /// Queues a text to be embedded: its stream is [`Event::Embedding`] and the terminal event. Never blocks.
+    pub fn embed(&self, request: EmbedRequest) -> Result<EventStream, SubmitError> {
+        if self.hidden_size() == 0 || request.pooling == Pooling::Other {
+            return Err(SubmitError::Invalid("this model makes no embeddings".into()));
+        }
+        let (request, pooling) = request.into_generate();
+        self.enqueue(request, Some(pooling))
+    }
+
+    fn enqueue(&self, request: GenerateRequest, pooling: Option<Pooling>) -> Result<EventStream, SubmitError> {
         let Shared { config, vocab_size, .. } = &*self.shared;
         request.check(*vocab_size, config.context_len).map_err(SubmitError::Invalid)?;
         let prompt_len = request.prompt.len();
@@ -159,7 +179,7 @@ impl EngineHandle {
             }
         })?;
         let submitted_us = self.shared.clock.now_us();
-        let submission = Submission { request, events: sender, place, in_flight, submitted_us };
+        let submission = Submission { request, pooling, events: sender, place, in_flight, submitted_us };
         match self.messages.try_send(Message::Submit(Box::new(submission))) {
             Ok(()) => Ok(EventStream { events }),
             Err(_) => Err(SubmitError::Dead("its thread is gone".into())),
@@ -173,6 +193,11 @@ impl EngineHandle {
     /// Token ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.shared.vocab_size
+    }
+
+    /// Width of an embedding; 0 where the model makes none.
+    pub fn hidden_size(&self) -> usize {
+        self.shared.hidden_size
     }
 
     /// Reading them never waits for a step.

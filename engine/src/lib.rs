@@ -11,6 +11,7 @@ mod generation;
 mod handle;
 pub mod kv;
 mod philox;
+mod pooling;
 mod request;
 mod runner;
 pub mod sampler;
@@ -25,6 +26,7 @@ pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask, regex_in_grammar};
 pub use detokenizer::{Detokenizer, TokenText};
 pub use handle::{EngineHandle, EventStream, Health, SubmitError};
+pub use pooling::EmbedRequest;
 pub use request::{
     Event, FailureKind, FinishReason, GenerateRequest, SamplingParams, StopParams, TokenLogprobs, Usage,
 };

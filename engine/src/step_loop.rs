@@ -98,6 +98,8 @@ pub struct EngineCore {
     arrivals: u64,
     batch: Batch,
     logits: Vec<f32>,
+    /// Hidden states, for embeddings.
+    hidden: Vec<f32>,
     sampler: Sampler,
     /// For each entry of the plan, the token drawn, if it was its turn, or why its sequence fails.
     drawn: Vec<Result<Option<Drawn>, SequenceFailure>>,
@@ -121,7 +123,8 @@ impl EngineCore {
         let limits = Limits { max_batch_tokens: config.max_batch_tokens, max_running: config.max_running };
         let scheduler = Scheduler::new(limits, config.num_blocks, config.block_size, config.prefix_caching);
         let vocab_size = runner.vocab_size();
-        let (handle, inbox, alive) = EngineHandle::new(config, vocab_size, clock.clone());
+        let widths = (vocab_size, runner.hidden_size());
+        let (handle, inbox, alive) = EngineHandle::new(config, widths, clock.clone());
         let core = EngineCore {
             shared: Arc::clone(handle.shared()),
             inbox,
@@ -134,6 +137,7 @@ impl EngineCore {
             arrivals: 0,
             batch: Batch::default(),
             logits: Vec::new(),
+            hidden: Vec::new(),
             sampler: Sampler::default(),
             drawn: Vec::new(),
             masks: None,
@@ -176,6 +180,7 @@ impl EngineCore {
             self.prepare_masks();
             match self.forward() {
                 Ok(()) => {
+                    self.pool()?;
                     self.scheduler.commit();
                     self.sample();
                     self.apply();
@@ -297,6 +302,33 @@ impl EngineCore {
         if self.logits.len() != rows * width {
             let got = self.logits.len();
             return Err(RunnerError::Fatal(format!("{got} logits came back for {rows} rows of {width}")));
+        }
+        Ok(())
+    }
+
+    /// Gathers the hidden states that prompts to be embedded want of this step.
+    fn pool(&mut self) -> Result<(), RunnerError> {
+        for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
+            let Some(pool) = self.generations.get_mut(&entry.key).and_then(Generation::pool) else { continue };
+            let positions = entry.start..entry.start + entry.count;
+            let wanted: Vec<usize> = positions.filter(|&position| pool.wants(position)).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let first_row = self.batch.input.query_starts[place] as usize;
+            let rows: Vec<u32> =
+                wanted.iter().map(|position| (first_row + position - entry.start) as u32).collect();
+            self.hidden.clear();
+            self.runner.hidden_states(&rows, &mut self.hidden)?;
+            let width = self.runner.hidden_size();
+            if self.hidden.len() != rows.len() * width {
+                let got = self.hidden.len();
+                let message = format!("{got} values came back for {} hidden states of {width}", rows.len());
+                return Err(RunnerError::Fatal(message));
+            }
+            for (position, state) in wanted.into_iter().zip(self.hidden.chunks_exact(width)) {
+                pool.add(position, state);
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rill_engine::{EngineHandle, Health};
-use rill_models::Tokenizer;
+use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -27,6 +27,7 @@ use crate::protocol::ApiError;
 use crate::reasoning::ReasoningFormat;
 use crate::response_store::ResponseStore;
 use crate::routes;
+use crate::routes::messages::MessagesError;
 use crate::tools::ToolFormat;
 use crate::validate::ModelLimits;
 
@@ -64,6 +65,10 @@ pub struct Serving {
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
     pub eos_token_ids: Vec<u32>,
+    /// How embeddings are made.
+    pub pooling: Pooling,
+    /// The tokens that let the model fill in what is between two texts, if it has them.
+    pub fill_in_the_middle: Option<FillInTheMiddle>,
     /// How the model writes calls.
     pub tool_format: ToolFormat,
     /// How it marks thoughts, if it has any.
@@ -222,6 +227,7 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/chat/completions/render", post(routes::chat::render))
         .route("/v1/responses", post(routes::responses::responses))
         .route("/v1/responses/{id}", get(routes::responses::one).delete(routes::responses::delete))
+        .route("/v1/embeddings", post(routes::embeddings::embeddings))
         .route("/v1/messages", post(routes::messages::messages))
         .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
         .route("/v1/models", get(routes::models::list))
@@ -231,18 +237,23 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/tokenizer_info", get(routes::tokenize::info))
         .route("/version", get(routes::health::version))
         .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
-    // The page is the same for everyone and asks for a key itself.
-    let page = Router::new().route("/", get(routes::ui::page));
-    layered(state, guarded.merge(more).merge(page).merge(probes()))
+    // The same for everyone; the pages ask for a key themselves.
+    let pages = Router::new()
+        .route("/", get(routes::ui::page))
+        .route("/docs", get(routes::docs::page))
+        .route("/openapi.json", get(routes::docs::description));
+    layered(state, guarded.merge(more).merge(pages).merge(probes()))
 }
 
 fn layered(state: Arc<AppState>, routes: Router<Arc<AppState>>) -> Router {
     routes
         .fallback(async |request: Request| {
-            ApiError::route_not_found(request.method().as_str(), request.uri().path())
+            let path = request.uri().path();
+            in_shape_of(path, ApiError::route_not_found(request.method().as_str(), path))
         })
         .method_not_allowed_fallback(async |request: Request| {
-            ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+            let path = request.uri().path();
+            in_shape_of(path, ApiError::method_not_allowed(request.method().as_str(), path))
         })
         .layer(cors(&state.options.cors))
         .layer(CatchPanicLayer::custom(|panic: Box<dyn std::any::Any + Send>| {
@@ -257,6 +268,14 @@ fn layered(state: Arc<AppState>, routes: Router<Arc<AppState>>) -> Router {
         .layer(middleware::map_request(async |request: Request| hear_out(request)))
         .layer(middleware::from_fn(log))
         .with_state(state)
+}
+
+/// An error as the API that `path` belongs to writes it.
+pub fn in_shape_of(path: &str, error: ApiError) -> Response {
+    match path.starts_with("/v1/messages") {
+        true => MessagesError(error).into_response(),
+        false => error.into_response(),
+    }
 }
 
 async fn log(request: Request, next: Next) -> Response {

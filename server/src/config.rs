@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
+use rill_models::Pooling;
 
 use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
@@ -62,6 +63,26 @@ pub struct ServeConfig {
     pub row_dtype: Option<rill_models::RowDtype>,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
+    /// `None`: as the model's files say.
+    pub pooling: Option<Pooling>,
+}
+
+/// What embeddings are made of, where it is not left to the model's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PoolingFlag {
+    /// The last token's hidden state.
+    Last,
+    /// The mean of all tokens' hidden states.
+    Mean,
+}
+
+impl From<PoolingFlag> for Pooling {
+    fn from(flag: PoolingFlag) -> Pooling {
+        match flag {
+            PoolingFlag::Last => Pooling::Last,
+            PoolingFlag::Mean => Pooling::Mean,
+        }
+    }
 }
 
 /// How thoughts are told from answers, where it is not left to the chat template.
@@ -322,6 +343,7 @@ impl ServeConfig {
             row_dtype: flags.dtype.row_dtype(),
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
+            pooling: flags.pooling.map(Pooling::from),
         })
     }
 }

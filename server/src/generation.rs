@@ -53,7 +53,7 @@ impl Generation {
         let prompts = requests.iter().step_by(n).map(|request| request.prompt.len() as u64).sum();
         let generated_max = requests.iter().map(|request| u64::from(request.stop.max_tokens)).sum();
         let mut charge = caller.charge(prompts, generated_max)?;
-        requests.iter_mut().for_each(|request| caller.mark(request));
+        requests.iter_mut().for_each(|request| request.priority = caller.priority(request.priority));
         let streams: Result<Vec<EventStream>, SubmitError> =
             requests.into_iter().map(|request| engine.submit(request)).collect();
         let streams = streams.inspect_err(|_| charge.waive())?;
@@ -123,6 +123,7 @@ impl Generation {
             let outcome = &mut outcomes[index];
             match event {
                 Event::Prompt { logprobs } => outcome.prompt_logprobs = Some(logprobs),
+                Event::Embedding { .. } => {}
                 Event::Delta { text, token_ids, logprobs } => {
                     outcome.text.push_str(&text);
                     outcome.token_ids.extend(token_ids);

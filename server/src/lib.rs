@@ -22,6 +22,7 @@ pub mod leftover_body;
 pub mod listen;
 pub mod logprob_format;
 pub mod messages;
+pub mod openapi;
 pub mod perplexity;
 pub mod prompt;
 pub mod protocol;

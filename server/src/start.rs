@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner};
-use rill_models::{LoadOptions, LoadedModel, ModelError, SourceOptions};
+use rill_models::{FillInTheMiddle, LoadOptions, LoadedModel, ModelError, Pooling, SourceOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -240,8 +240,10 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
             None => template.as_ref().and_then(|template| ReasoningFormat::of_template(template.source())),
         },
         grammars: Arc::new(Grammars::new(tokenizer.clone(), shape.vocab_size, model_config.eos_token_ids.clone())),
-        prompts: PromptEncoder::new(tokenizer, context_len),
+        prompts: PromptEncoder::new(tokenizer.clone(), context_len),
         template,
+        pooling: config.pooling.unwrap_or(model_config.pooling.unwrap_or(Pooling::Last)),
+        fill_in_the_middle: model_config.fill_in_the_middle.or_else(|| FillInTheMiddle::of_vocabulary(&tokenizer)),
         eos_token_ids: model_config.eos_token_ids,
         created_s: unix_seconds(),
         fingerprint: format!("rill_{:016x}", hasher.finish()),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use rill_engine::GenerateRequest;
 
 use super::account::{Account, Limit, Limited, Place};
 use super::bucket::Reading;
@@ -33,10 +32,11 @@ impl Caller {
         account.enter(Instant::now()).map(Some).map_err(|limited| refusal(account, limited))
     }
 
-    /// What the key says of a request to the engine.
-    pub fn mark(&self, request: &mut GenerateRequest) {
-        if let Some(priority) = self.account.as_ref().and_then(|account| account.priority()) {
-            request.priority = priority.saturating_add(request.priority.max(0));
+    /// The priority of a request that asks for `asked`.
+    pub fn priority(&self, asked: i32) -> i32 {
+        match self.account.as_ref().and_then(|account| account.priority()) {
+            Some(priority) => priority.saturating_add(asked.max(0)),
+            None => asked,
         }
     }
 

@@ -8,24 +8,21 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
 use super::account::Place;
-use crate::app::AppState;
+use crate::app::{AppState, in_shape_of};
 use crate::protocol::ApiError;
-use crate::routes::messages::MessagesError;
 
 /// The name of the key that a request bore; in the response's extensions, for the log.
 #[derive(Debug, Clone)]
 pub struct CallerName(pub Arc<str>);
 
 pub async fn authorize(State(state): State<Arc<AppState>>, mut request: Request, next: Next) -> Response {
-    let anthropic = request.uri().path().starts_with("/v1/messages");
-    let refused = |error: ApiError| {
-        if anthropic { MessagesError(error).into_response() } else { error.into_response() }
-    };
+    let path = request.uri().path().to_owned();
+    let refused = |error: ApiError| in_shape_of(&path, error);
     let Some(caller) = state.keys().identify(request.headers()) else {
         return refused(ApiError::unauthorized());
     };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, ReasoningParser};
+use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser};
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -85,6 +85,9 @@ pub struct ServeFlags {
     /// How the model marks its thoughts [default: what its chat template shows]; `none` leaves them in the content.
     #[arg(long, env = "RILL_REASONING_PARSER", value_enum)]
     pub reasoning_parser: Option<ReasoningParser>,
+    /// What embeddings are made of [default: what the model's files say, or else `last`].
+    #[arg(long, env = "RILL_POOLING", value_enum)]
+    pub pooling: Option<PoolingFlag>,
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,

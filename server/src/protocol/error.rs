@@ -3,6 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rill_engine::{FailureKind, SubmitError};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// An error on its way to the client.
@@ -20,18 +21,23 @@ pub struct ApiError {
     pub retry_after_s: Option<u32>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    error: Detail<'a>,
+/// The body of an error.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub struct ErrorBody<'a> {
+    pub error: ErrorDetail<'a>,
 }
 
-#[derive(Serialize)]
-struct Detail<'a> {
-    message: &'a str,
+#[derive(Serialize, JsonSchema)]
+pub struct ErrorDetail<'a> {
+    pub message: &'a str,
+    /// A coarse class, such as `invalid_request_error`.
     #[serde(rename = "type")]
-    kind: &'a str,
-    param: Option<&'a str>,
-    code: Option<&'a str>,
+    pub kind: &'a str,
+    /// The request field at fault.
+    pub param: Option<&'a str>,
+    /// A stable word for programs, such as `context_length_exceeded`.
+    pub code: Option<&'a str>,
 }
 
 impl ApiError {
@@ -187,8 +193,8 @@ impl ApiError {
     /// The body: `{"error":{…}}`.
     pub fn to_json(&self) -> String {
         let detail =
-            Detail { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
-        serde_json::to_string(&Body { error: detail }).unwrap_or_default()
+            ErrorDetail { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
+        serde_json::to_string(&ErrorBody { error: detail }).unwrap_or_default()
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde_json::{Value, json};
 
 use super::{new_id, parse_generation};
 use crate::app::{AppState, unix_seconds};
@@ -17,6 +16,7 @@ use crate::generation::finish_reason;
 use crate::logprob_format;
 use crate::protocol::ApiError;
 use crate::protocol::chat::{ChatChoice, ChatFields, ChatResponse};
+use crate::protocol::render::RenderedChat;
 use crate::protocol::usage::UsageBody;
 use crate::sse::{FrameWriter, StreamHead, StreamKind};
 
@@ -77,13 +77,11 @@ pub async fn chat_completions(
 pub async fn render(
     State(state): State<Arc<AppState>>,
     JsonBytes(body): JsonBytes,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<RenderedChat>, ApiError> {
     let serving = state.serving()?.clone();
     let (shared, own) = parse_generation::<ChatFields>(&body)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
     let prompt = serving.tokenizer().decode(&chat.ids, false);
-    Ok(Json(json!({
-        "model": chat.model, "prompt": prompt, "token_ids": chat.ids, "count": chat.ids.len(),
-        "max_tokens": chat.max_tokens,
-    })))
+    let (count, max_tokens) = (chat.ids.len(), chat.max_tokens);
+    Ok(Json(RenderedChat { model: chat.model, prompt, token_ids: chat.ids, count, max_tokens }))
 }

@@ -7,7 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use rill_engine::{FinishReason, Usage};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::new_id;
 use crate::anthropic_request::to_chat;
@@ -19,7 +19,9 @@ use crate::chat_request::ChatRequest;
 use crate::event_stream;
 use crate::generation::finish_reason;
 use crate::protocol::ApiError;
-use crate::protocol::anthropic::{BlockOut, MessageOut, MessagesRequest, MessagesUsage};
+use crate::protocol::anthropic::{
+    BlockOut, MessageOut, MessagesErrorBody, MessagesErrorDetail, MessagesRequest, MessagesUsage, TokenCount,
+};
 
 pub async fn messages(
     State(state): State<Arc<AppState>>,
@@ -78,12 +80,12 @@ pub async fn messages(
 pub async fn count_tokens(
     State(state): State<Arc<AppState>>,
     body: Result<JsonBytes, ApiError>,
-) -> Result<Json<Value>, MessagesError> {
+) -> Result<Json<TokenCount>, MessagesError> {
     let serving = state.serving()?.clone();
     let request: MessagesRequest = parse(&body?.0)?;
     let (shared, own) = to_chat(request, true)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
-    Ok(Json(json!({"input_tokens": chat.ids.len()})))
+    Ok(Json(TokenCount { input_tokens: chat.ids.len() }))
 }
 
 /// `usage` in Anthropic's terms, which count what came from the cache apart.
@@ -115,7 +117,7 @@ impl StopWords {
 pub struct MessagesError(pub ApiError);
 
 impl MessagesError {
-    pub fn to_json(&self) -> Value {
+    pub fn body(&self) -> MessagesErrorBody<'_> {
         let kind = match self.0.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::NOT_FOUND => "not_found_error",
@@ -125,7 +127,7 @@ impl MessagesError {
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };
-        json!({"type": "error", "error": {"type": kind, "message": self.0.message}})
+        MessagesErrorBody { kind: "error", error: MessagesErrorDetail { kind, message: &self.0.message } }
     }
 }
 
@@ -137,7 +139,7 @@ impl From<ApiError> for MessagesError {
 
 impl IntoResponse for MessagesError {
     fn into_response(self) -> Response {
-        let body = Json(self.to_json());
+        let body = Json(self.body()).into_response().into_body();
         // Status, Retry-After and the like are those of OpenAI's shape.
         let (mut parts, _) = self.0.into_response().into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);

@@ -2,6 +2,8 @@
 
 pub mod chat;
 pub mod completions;
+pub mod docs;
+pub mod embeddings;
 pub mod health;
 pub mod messages;
 pub mod metrics;
@@ -9,6 +11,8 @@ pub mod models;
 pub mod responses;
 pub mod tokenize;
 pub mod ui;
+
+use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -19,6 +23,7 @@ use crate::app::Serving;
 use crate::body::parse;
 use crate::prompt::PromptError;
 use crate::protocol::ApiError;
+use crate::protocol::prompt::Prompt;
 use crate::protocol::sampling::SharedFields;
 use crate::protocol::unsupported::UnsupportedField;
 use crate::structured;
@@ -63,6 +68,42 @@ pub(crate) async fn over_text<T: Send + 'static>(
         tracing::error!(%error, "encoding a prompt failed");
         ApiError::internal("a defect in the server was caught; see its log")
     })
+}
+
+/// Each prompt's text, if it came as text, and its ids.
+async fn encode_prompts(
+    param: &'static str,
+    serving: &Arc<Serving>,
+    prompts: Vec<Prompt>,
+    add_special: bool,
+) -> Result<Vec<(Option<String>, Vec<u32>)>, ApiError> {
+    let bytes = prompts
+        .iter()
+        .map(|prompt| match prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Tokens(_) => 0,
+        })
+        .sum();
+    let serving = serving.clone();
+    over_text(bytes, move || {
+        prompts
+            .into_iter()
+            .map(|prompt| match prompt {
+                Prompt::Text(text) => {
+                    let ids = serving
+                        .prompts
+                        .encode_text(&text, add_special)
+                        .map_err(|error| prompt_error(param, error))?;
+                    Ok((Some(text), ids))
+                }
+                Prompt::Tokens(ids) => {
+                    validate::prompt_ids(param, &ids, &serving.limits())?;
+                    Ok((None, ids))
+                }
+            })
+            .collect()
+    })
+    .await?
 }
 
 /// A new object id, such as `cmpl-9f86d081884c7d65`.
