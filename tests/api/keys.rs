@@ -69,7 +69,7 @@ fn small(max_tokens: u32) -> Value {
 }
 
 #[test]
-fn keys_guard_everything_but_probes_metrics_and_the_page() {
+fn keys_guard_everything_but_probes_metrics_and_pages() {
     let mut setup = Setup::default();
     setup.options.keys = ApiKeys::open(&["sesame".to_owned(), "other".to_owned()], None).expect("keys");
     let server = test_server::start_with(setup);
@@ -91,6 +91,7 @@ fn keys_guard_everything_but_probes_metrics_and_the_page() {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions/render"),
         ("POST", "/v1/chat/completions/render"),
+        ("POST", "/v1/embeddings"),
         ("POST", "/v1/responses"),
         ("GET", "/v1/responses/x"),
         ("DELETE", "/v1/responses/x"),
@@ -108,14 +109,14 @@ fn keys_guard_everything_but_probes_metrics_and_the_page() {
         assert_ne!(ask(method, path, "other"), 401, "{path}");
     }
     assert_eq!(ask("POST", "/v1/completions", "sesame"), 200);
-    for path in ["/health", "/ready", "/metrics", "/"] {
+    for path in ["/health", "/ready", "/metrics", "/", "/docs", "/openapi.json"] {
         assert_eq!(ask("GET", path, ""), 200, "{path}");
     }
     let refused = server.get("/v1/models");
     assert_eq!(refused.json()["error"]["code"], "invalid_api_key");
     assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
     let metrics = server.get("/metrics").text();
-    assert!(metrics.contains("\nrill_unauthorized_requests_total 31\n"), "{metrics}");
+    assert!(metrics.contains("\nrill_unauthorized_requests_total 33\n"), "{metrics}");
     assert!(metrics.contains("\nrill_key_requests_total{key=\"api-key-1\"} 1\n"), "{metrics}");
 }
 
@@ -206,6 +207,13 @@ fn the_choices_of_a_prompt_share_its_tokens() {
     let response = ask(&server, "anna", body);
     let used = response.json()["usage"]["total_tokens"].as_u64().expect("usage");
     assert_eq!(used, 2 * 4 + 6 * 5, "{}", response.text());
+    assert_about(left(&response, "tokens").1, 100 - used);
+    // Embeddings count as well.
+    let request = json!({"input": ["abcd", "efgh"]}).to_string();
+    let stream = send(&server, "anna", "POST", "/v1/embeddings", &request);
+    let response = OpenResponse::read_head(stream).expect("answered").read_to_end().expect("whole");
+    assert_eq!(response.status, 200, "{}", response.text());
+    let used = used + 8;
     assert_about(left(&response, "tokens").1, 100 - used);
     // What the engine refuses costs nothing.
     let response = ask(&server, "anna", json!({"prompt": "a", "n": 30, "max_tokens": 1}));
