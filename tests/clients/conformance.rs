@@ -21,13 +21,13 @@ fn python(test: &str) -> Option<Packages> {
 
 /// Several run at once: each with as large a KV cache as it needs.
 fn start(kv_cache: &str, flags: &[&str]) -> ServerProcess {
-    let flags = [&["--kv-cache-memory", kv_cache], flags].concat();
+    let flags = [&["--kv-cache-memory", kv_cache][..], flags].concat();
     ServerProcess::start(Path::new(env!("CARGO_BIN_EXE_rill-under-test")), &flags)
 }
 
 fn run(packages: &Packages, script: &str, server: &ServerProcess, arguments: &[&str]) {
     let url = server.url();
-    let output = packages.run(&here().join(script), &[&[url.as_str()], arguments].concat());
+    let output = packages.run(&here().join(script), &[&[url.as_str()][..], arguments].concat());
     assert!(output.status.success(), "{script}: {}\n{}", output.status, server.log());
     server.assert_idle_soon();
 }
