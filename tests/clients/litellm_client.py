@@ -1,4 +1,4 @@
-"""litellm's `openai/` provider against a running rill: chats, completions, streams, tools, responses and errors.
+"""litellm's `openai/` provider against a running rill: chats, completions, streams, tools, responses, embeddings and errors.
 
 usage: litellm_client.py BASE_URL      (BASE_URL without /v1; prints a transcript; exit 0 if everything held)
 """
@@ -88,6 +88,11 @@ class LiteLLM(unittest.TestCase):
         last = list(litellm.responses(**asked, stream=True))[-1]
         self.assertEqual((last.type, last.response.status), ("response.completed", answer.status))
         self.assertEqual(last.response.output[0].content[0].text, answer.output[0].content[0].text)
+
+    def test_embeddings(self):
+        answer = litellm.embedding(model="openai/default", input=["a cat", "a dog"], **COMMON)
+        self.assertEqual([item["index"] for item in answer.data], [0, 1])
+        self.assertAlmostEqual(sum(value**2 for value in answer.data[0]["embedding"]), 1, places=4)
 
     def test_errors(self):
         with self.assertRaises(litellm.BadRequestError):

@@ -127,6 +127,20 @@ test("responses", async () => {
   await assert.rejects(api.responses.retrieve(next.id), OpenAI.NotFoundError);
 });
 
+test("embeddings", async () => {
+  // Without encoding_format the SDK asks for base64 and decodes it.
+  const input = ["a cat", "a dog"];
+  const { data, usage } = await api.embeddings.create({ model, input });
+  const floats = await api.embeddings.create({ model, input, encoding_format: "float" });
+  assert.equal(usage.prompt_tokens, usage.total_tokens);
+  for (const index of [0, 1]) {
+    assert.equal(data[index].index, index);
+    assert.deepEqual(Array.from(data[index].embedding), floats.data[index].embedding.map(Math.fround));
+    const length = Math.hypot(...data[index].embedding);
+    assert.ok(Math.abs(length - 1) < 1e-4, `${length}`);
+  }
+});
+
 test("a stream that is left early", async () => {
   const stream = await api.chat.completions.create({ model, messages, max_tokens: 4000, stream: true });
   let seen = 0;
