@@ -82,7 +82,11 @@ fn completions_refuse() {
         (json!({"prompt": "a", "logit_bias": {"999": 1}}), json!("logit_bias"), "999 is not a token id"),
         (json!({"prompt": "a", "logit_bias": {"9": 1000}}), json!("logit_bias"), "between -100 and 100"),
         (json!({"prompt": "a", "model": 5}), json!("model"), "invalid type"),
-        (json!({"prompt": "a", "suffix": "x"}), json!("suffix"), "suffix is not supported by this server yet"),
+        (
+            json!({"prompt": "a", "suffix": "x"}),
+            json!("suffix"),
+            "suffix needs a model with fill-in-the-middle tokens",
+        ),
         (json!({"prompt": "a", "guided_json": 5}), json!("guided_json"), "an object or true"),
         (json!({"prompt": "a", "use_beam_search": true}), json!("use_beam_search"), "not supported"),
         (json!({"prompt": "a", "response_format": {"type": "yaml"}}), json!("response_format.type"), "not `yaml`"),

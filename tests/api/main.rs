@@ -3,9 +3,13 @@
 mod chat;
 mod completions;
 mod control_tokens;
+mod embeddings;
 mod errors;
+mod hostile;
+mod keys;
 mod lifecycle;
 mod messages;
+mod openapi;
 mod overload;
 mod responses;
 mod routes;

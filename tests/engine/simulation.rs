@@ -311,6 +311,7 @@ impl Live {
                     assert!(self.got.token_ids.is_empty() && self.got.prompt_logprobs.is_none());
                     self.got.prompt_logprobs = Some(logprobs);
                 }
+                Event::Embedding { .. } => panic!("nobody asked for an embedding"),
                 Event::Delta { text, token_ids, logprobs } => {
                     self.got.text.push_str(&text);
                     self.got.token_ids.extend(token_ids);

@@ -106,6 +106,7 @@ fn many_submitters_get_what_they_would_get_alone() {
                     while let Some(event) = stream.next_blocking() {
                         match event {
                             Event::Prompt { logprobs } => assert_eq!(Some(logprobs), want.prompt_logprobs),
+                            Event::Embedding { .. } => panic!("nobody asked for an embedding"),
                             Event::Delta { text: more, token_ids, .. } => {
                                 text.push_str(&more);
                                 tokens.extend(token_ids);
