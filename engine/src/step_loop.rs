@@ -561,7 +561,9 @@ impl EngineCore {
         for (&end, rows) in self.batch.input.context_lens.iter().zip(self.batch.input.query_starts.windows(2)) {
             work.add_tokens(end as usize, (rows[1] - rows[0]) as usize);
         }
-        self.pace.observe(work, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+        let entries = self.scheduler.plan().entries.iter();
+        let prefill = entries.map(|entry| entry.end() - entry.start).filter(|&rows| rows > 1).sum();
+        self.pace.observe(work, prefill, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
     }
 
     /// The step's sequences end; what it was to copy or compute is lost with them.

@@ -14,17 +14,17 @@ pub struct EngineBody {
     pub preemptions: u64,
     /// Choices that started from another one's prompt.
     pub forks: u64,
-    pub blocks: Blocks,
-    pub prefix_cache: PrefixCache,
-    pub speculation: Speculation,
-    pub spill: Spill,
-    pub running_sequences: Vec<SequenceBody>,
-    pub waiting_sequences: Vec<SequenceBody>,
+    pub blocks: EngineBlocks,
+    pub prefix_cache: EnginePrefixCache,
+    pub speculation: EngineSpeculation,
+    pub spill: EngineSpill,
+    pub running_sequences: Vec<EngineSequence>,
+    pub waiting_sequences: Vec<EngineSequence>,
     pub sequences_not_listed: usize,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Blocks {
+pub struct EngineBlocks {
     /// Tokens a block holds.
     pub size: usize,
     pub total: usize,
@@ -35,19 +35,19 @@ pub struct Blocks {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct PrefixCache {
+pub struct EnginePrefixCache {
     pub queried_tokens: u64,
     pub hit_tokens: u64,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Speculation {
+pub struct EngineSpeculation {
     pub drafted_tokens: u64,
     pub accepted_tokens: u64,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Spill {
+pub struct EngineSpill {
     /// What can be read back now.
     pub blocks: usize,
     pub spilled: u64,
@@ -56,7 +56,7 @@ pub struct Spill {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct SequenceBody {
+pub struct EngineSequence {
     pub arrival: u64,
     pub priority: i32,
     pub tenant: Option<String>,

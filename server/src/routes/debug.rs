@@ -10,7 +10,9 @@ use rill_engine::SequenceState;
 
 use crate::app::AppState;
 use crate::protocol::ApiError;
-use crate::protocol::debug::{Blocks, EngineBody, PrefixCache, SequenceBody, Speculation, Spill};
+use crate::protocol::debug::{
+    EngineBlocks, EngineBody, EnginePrefixCache, EngineSequence, EngineSpeculation, EngineSpill,
+};
 
 /// A step may be under way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,7 +33,7 @@ pub async fn engine(State(state): State<Arc<AppState>>) -> Result<Json<EngineBod
         tenants: now.tenants,
         preemptions: stats.preemptions.get(),
         forks: stats.forks.get(),
-        blocks: Blocks {
+        blocks: EngineBlocks {
             size: engine.config().block_size,
             total: stats.blocks_total(),
             free: stats.blocks_free(),
@@ -39,15 +41,15 @@ pub async fn engine(State(state): State<Arc<AppState>>) -> Result<Json<EngineBod
             held: stats.blocks_held(),
             copied: stats.block_copies.get(),
         },
-        prefix_cache: PrefixCache {
+        prefix_cache: EnginePrefixCache {
             queried_tokens: stats.prefix_cache_queries.get(),
             hit_tokens: stats.prefix_cache_hits.get(),
         },
-        speculation: Speculation {
+        speculation: EngineSpeculation {
             drafted_tokens: stats.drafted_tokens.get(),
             accepted_tokens: stats.accepted_draft_tokens.get(),
         },
-        spill: Spill {
+        spill: EngineSpill {
             blocks: now.blocks_spilled,
             spilled: stats.blocks_spilled.get(),
             restored: stats.blocks_restored.get(),
@@ -59,8 +61,8 @@ pub async fn engine(State(state): State<Arc<AppState>>) -> Result<Json<EngineBod
     }))
 }
 
-fn sequence(state: SequenceState) -> SequenceBody {
-    SequenceBody {
+fn sequence(state: SequenceState) -> EngineSequence {
+    EngineSequence {
         arrival: state.arrival,
         priority: state.priority,
         tenant: state.tenant,
