@@ -263,10 +263,9 @@ pub fn max_tokens_for(
 pub fn embedded_len(param: &str, len: usize, limits: &ModelLimits) -> Result<(), ApiError> {
     match len {
         0 => Err(ApiError::invalid(param, format!("{param} must not be empty"))),
-        len if len > limits.context_len => Err(ApiError::context_length(
-            param,
-            format!("a text is {len} tokens long and the model's context is {} tokens", limits.context_len),
-        )),
+        len if len > limits.context_len => {
+            Err(ApiError::context_length(param, limits.context_len, &format!("a text is {len} tokens long")))
+        }
         _ => Ok(()),
     }
 }

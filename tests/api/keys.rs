@@ -254,19 +254,17 @@ fn a_keys_requests_have_its_priority_or_a_later_one() {
     std::fs::write(&path, line("late", late) + &line("plain", KeyLimits::default())).expect("writes");
     setup.options.keys = ApiKeys::open(&[], Some(&path)).expect("sound lines");
     let server = test_server::start_with(setup);
-    server.knobs.stall();
-    let running = send(&server, "plain", "POST", PATH, &small(4).to_string());
+    server.knobs.slow(Duration::from_millis(20));
+    let running = send(&server, "plain", "POST", PATH, &small(60).to_string());
     server.wait_until("running", |server| server.engine.stats().running() == 1);
     // It may not overtake by asking for an earlier one.
-    let mut eager = small(4);
+    let mut eager = small(20);
     eager["priority"] = json!(-100);
     let mut waiting = Vec::new();
     for (count, (name, body)) in [("late", &eager), ("plain", &small(4))].into_iter().enumerate() {
         waiting.push(send(&server, name, "POST", PATH, &body.to_string()));
         server.wait_until("waiting", |server| server.engine.stats().waiting() == count + 1);
     }
-    server.knobs.slow(Duration::from_millis(20));
-    server.knobs.resume();
     let plain = waiting.pop().expect("two");
     let answer = OpenResponse::read_head(plain).expect("answered").read_to_end().expect("whole");
     assert_eq!(answer.status, 200);
