@@ -3,12 +3,16 @@
 mod chat;
 mod completions;
 mod control_tokens;
+mod documents;
 mod embeddings;
 mod errors;
+mod exactness;
+mod fuzz;
 mod lifecycle;
 mod messages;
 mod openapi;
 mod overload;
+mod parameters;
 mod responses;
 mod routes;
 mod scripted_runner;
