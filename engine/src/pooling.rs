@@ -44,6 +44,7 @@ impl EmbedRequest {
             logprobs: None,
             prompt_logprobs: None,
             priority: self.priority,
+            tenant: None,
             cache_salt: self.cache_salt,
             grammar: None,
         };
