@@ -92,6 +92,11 @@ pub enum ReasoningParser {
     #[value(alias = "deepseek_r1", alias = "qwen3")]
     Think,
     Mistral,
+    Thought,
+    #[value(alias = "seed_oss")]
+    Seed,
+    #[value(alias = "cohere_command3")]
+    Cohere,
 }
 
 /// What the engine may use; sizes that depend on the model are worked out when it is loaded.
@@ -105,6 +110,7 @@ pub struct EngineLimits {
     pub block_size: usize,
     pub kv_cache_bytes: KvCacheBytes,
     pub prefix_caching: bool,
+    pub drafts_max: usize,
 }
 
 /// Memory for keys and values.
@@ -321,6 +327,7 @@ impl ServeConfig {
                 block_size: at_least_one("block-size", flags.block_size, 1024)?,
                 kv_cache_bytes,
                 prefix_caching: !flags.no_prefix_caching,
+                drafts_max: flags.draft_tokens,
             },
             app: AppOptions {
                 keys,

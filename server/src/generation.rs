@@ -6,8 +6,7 @@ use std::pin::Pin;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rill_engine::{
-    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, SubmitError, TokenLogprobs,
-    Usage,
+    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage,
 };
 
 use crate::auth::{Caller, Charge};
@@ -43,7 +42,7 @@ pub struct Failure {
 
 impl Generation {
     /// Submits all of `requests`, whose positions are the choices' indices and of which each `n` share a prompt, or
-    /// none: those taken before one that is refused are cancelled. The caller's limits are asked first.
+    /// none. The caller's limits are asked first.
     pub fn submit(
         engine: &EngineHandle,
         mut requests: Vec<GenerateRequest>,
@@ -53,10 +52,11 @@ impl Generation {
         let prompts = requests.iter().step_by(n).map(|request| request.prompt.len() as u64).sum();
         let generated_max = requests.iter().map(|request| u64::from(request.stop.max_tokens)).sum();
         let mut charge = caller.charge(prompts, generated_max)?;
-        requests.iter_mut().for_each(|request| request.priority = caller.priority(request.priority));
-        let streams: Result<Vec<EventStream>, SubmitError> =
-            requests.into_iter().map(|request| engine.submit(request)).collect();
-        let streams = streams.inspect_err(|_| charge.waive())?;
+        for request in &mut requests {
+            request.priority = caller.priority(request.priority);
+            request.tenant = caller.name().cloned();
+        }
+        let streams = engine.submit_all(requests).inspect_err(|_| charge.waive())?;
         Ok(Generation {
             generated: vec![0; streams.len()],
             pulls: streams.into_iter().enumerate().map(pull).collect(),

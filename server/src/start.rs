@@ -219,6 +219,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         max_waiting_tokens: limits.queue_tokens_max,
         max_queue_wait_ms: limits.queue_wait_ms_max,
         prefix_caching: limits.prefix_caching,
+        max_drafts: limits.drafts_max,
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;
@@ -237,6 +238,9 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
             Some(ReasoningParser::None) => None,
             Some(ReasoningParser::Think) => Some(ReasoningFormat::Think),
             Some(ReasoningParser::Mistral) => Some(ReasoningFormat::Mistral),
+            Some(ReasoningParser::Thought) => Some(ReasoningFormat::Thought),
+            Some(ReasoningParser::Seed) => Some(ReasoningFormat::Seed),
+            Some(ReasoningParser::Cohere) => Some(ReasoningFormat::Cohere),
             None => template.as_ref().and_then(|template| ReasoningFormat::of_template(template.source())),
         },
         grammars: Arc::new(Grammars::new(tokenizer.clone(), shape.vocab_size, model_config.eos_token_ids.clone())),

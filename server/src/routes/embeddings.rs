@@ -8,7 +8,7 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use rill_engine::{EmbedRequest, Event};
+use rill_engine::{EmbedRequest, Event, Tenant};
 use rill_models::Pooling;
 
 use super::{encode_prompts, parse_generation};
@@ -65,7 +65,7 @@ pub async fn embeddings(
     let engine = serving.engine.config();
     let window = engine.max_running.min(engine.max_waiting).max(1);
     let answered: Vec<(Vec<f32>, u64)> = stream::iter(encoded)
-        .map(|(_, prompt)| embed(&serving, prompt, priority))
+        .map(|(_, prompt)| embed(&serving, prompt, priority, caller.name().cloned()))
         .buffered(window)
         .try_collect()
         .await
@@ -91,9 +91,14 @@ pub async fn embeddings(
 }
 
 /// One prompt's pooled hidden state, and its tokens.
-async fn embed(serving: &Serving, prompt: Vec<u32>, priority: i32) -> Result<(Vec<f32>, u64), ApiError> {
+async fn embed(
+    serving: &Serving,
+    prompt: Vec<u32>,
+    priority: i32,
+    tenant: Tenant,
+) -> Result<(Vec<f32>, u64), ApiError> {
     let tokens = prompt.len() as u64;
-    let request = EmbedRequest { prompt, pooling: serving.pooling, priority, cache_salt: None };
+    let request = EmbedRequest { prompt, pooling: serving.pooling, priority, cache_salt: None, tenant };
     let mut stream = serving.engine.embed(request)?;
     let mut embedding = None;
     while let Some(event) = stream.next().await {
