@@ -279,6 +279,29 @@ fn a_keys_requests_have_its_priority_or_a_later_one() {
 }
 
 #[test]
+fn a_key_that_floods_the_queue_holds_up_nobody_else() {
+    let mut setup = Setup::default();
+    setup.engine.max_running = 1;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("keys");
+    let lines = line("anna", KeyLimits::default()) + &line("bert", KeyLimits::default());
+    std::fs::write(&path, lines).expect("writes");
+    setup.options.keys = ApiKeys::open(&[], Some(&path)).expect("sound lines");
+    let server = test_server::start_with(setup);
+    server.knobs.slow(Duration::from_millis(10));
+    let flood: Vec<TcpStream> =
+        (0..8).map(|_| send(&server, "anna", "POST", PATH, &small(40).to_string())).collect();
+    server.wait_until("a full queue", |server| server.engine.stats().waiting() >= 6);
+    assert_eq!(ask(&server, "bert", small(2)).status, 200);
+    let metrics = server.get("/metrics").text();
+    let anna = metrics.lines().find_map(|line| line.strip_prefix("rill_key_requests_in_flight{key=\"anna\"} "));
+    let left: u32 = anna.and_then(|value| value.parse().ok()).expect("a number");
+    assert!(left >= 5, "bert came after {} of anna's 8", 8 - left);
+    drop(flood);
+    server.assert_idle_soon();
+}
+
+#[test]
 fn the_file_is_read_again_when_it_changes() {
     let (server, folder) = start(&line("anna", KeyLimits::default()));
     let status = |name: &str| ask(&server, name, small(1)).status;
