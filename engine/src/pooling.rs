@@ -47,8 +47,8 @@ impl EmbedRequest {
             logprobs: None,
             prompt_logprobs: None,
             priority: self.priority,
-            cache_salt: self.cache_salt,
             tenant: self.tenant,
+            cache_salt: self.cache_salt,
             grammar: None,
         };
         (request, self.pooling)

@@ -92,6 +92,11 @@ pub enum ReasoningParser {
     #[value(alias = "deepseek_r1", alias = "qwen3")]
     Think,
     Mistral,
+    Thought,
+    #[value(alias = "seed_oss")]
+    Seed,
+    #[value(alias = "cohere_command3")]
+    Cohere,
 }
 
 /// What the engine may use; sizes that depend on the model are worked out when it is loaded.

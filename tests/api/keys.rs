@@ -254,19 +254,17 @@ fn a_keys_requests_have_its_priority_or_a_later_one() {
     std::fs::write(&path, line("late", late) + &line("plain", KeyLimits::default())).expect("writes");
     setup.options.keys = ApiKeys::open(&[], Some(&path)).expect("sound lines");
     let server = test_server::start_with(setup);
-    server.knobs.stall();
-    let running = send(&server, "plain", "POST", PATH, &small(4).to_string());
+    server.knobs.slow(Duration::from_millis(20));
+    let running = send(&server, "plain", "POST", PATH, &small(60).to_string());
     server.wait_until("running", |server| server.engine.stats().running() == 1);
     // It may not overtake by asking for an earlier one.
-    let mut eager = small(4);
+    let mut eager = small(20);
     eager["priority"] = json!(-100);
     let mut waiting = Vec::new();
     for (count, (name, body)) in [("late", &eager), ("plain", &small(4))].into_iter().enumerate() {
         waiting.push(send(&server, name, "POST", PATH, &body.to_string()));
         server.wait_until("waiting", |server| server.engine.stats().waiting() == count + 1);
     }
-    server.knobs.slow(Duration::from_millis(20));
-    server.knobs.resume();
     let plain = waiting.pop().expect("two");
     let answer = OpenResponse::read_head(plain).expect("answered").read_to_end().expect("whole");
     assert_eq!(answer.status, 200);
@@ -278,6 +276,29 @@ fn a_keys_requests_have_its_priority_or_a_later_one() {
     for stream in [running, waiting.pop().expect("one")] {
         assert_eq!(OpenResponse::read_head(stream).expect("answered").status, 200);
     }
+}
+
+#[test]
+fn a_key_that_floods_the_queue_holds_up_nobody_else() {
+    let mut setup = Setup::default();
+    setup.engine.max_running = 1;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("keys");
+    let lines = line("anna", KeyLimits::default()) + &line("bert", KeyLimits::default());
+    std::fs::write(&path, lines).expect("writes");
+    setup.options.keys = ApiKeys::open(&[], Some(&path)).expect("sound lines");
+    let server = test_server::start_with(setup);
+    server.knobs.slow(Duration::from_millis(10));
+    let flood: Vec<TcpStream> =
+        (0..8).map(|_| send(&server, "anna", "POST", PATH, &small(40).to_string())).collect();
+    server.wait_until("a full queue", |server| server.engine.stats().waiting() >= 6);
+    assert_eq!(ask(&server, "bert", small(2)).status, 200);
+    let metrics = server.get("/metrics").text();
+    let anna = metrics.lines().find_map(|line| line.strip_prefix("rill_key_requests_in_flight{key=\"anna\"} "));
+    let left: u32 = anna.and_then(|value| value.parse().ok()).expect("a number");
+    assert!(left >= 5, "bert came after {} of anna's 8", 8 - left);
+    drop(flood);
+    server.assert_idle_soon();
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn routes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for route in source.split(".route(\"").skip(1) {
         let (path, rest) = route.split_once('"').expect("a path ends");
-        let handlers = rest.split(".route").next().unwrap_or_default().lines().next().unwrap_or_default();
+        let handlers = rest.split(".route").next().unwrap_or_default();
         for method in ["get", "post", "delete", "put"] {
             if handlers.contains(&format!("{method}(routes::")) {
                 found.insert(format!("{method} {}", path.replace("{*", "{")));

@@ -75,7 +75,7 @@ fn schemathesis() {
     let folder = tempfile::tempdir().expect("a folder");
     // A fast model of a short context: most requests generate until its end.
     let model = two_layers(&packages, folder.path());
-    let server = start("192KiB", &["--model", &model]);
+    let server = start("96KiB", &["--model", &model]);
     run(&packages, "schemathesis_client.py", &server, &[]);
 }
 

@@ -2,8 +2,8 @@
 
 use rill_engine::{EmbedRequest, Engine, EngineConfig, EngineHandle, Event, ModelRunner};
 use rill_models::{ForwardInput, LoadedModel, NoProgress, Pooling, SourceOptions};
-use rill_tests::tiny_models::{self, TinyModel};
-use rill_tests::{default_model, tiny_models::TinyTensor};
+use rill_tests::default_model;
+use rill_tests::tiny_models::{self, TinyModel, TinyTensor};
 use std::path::Path;
 
 const BLOCK_SIZE: usize = 16;

@@ -107,7 +107,7 @@ fn refusal(account: &Account, limited: Limited) -> ApiError {
 
 /// Whole seconds, for Retry-After.
 fn seconds_up(wait: Duration) -> u32 {
-    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
     u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)
 }
 

@@ -24,12 +24,15 @@ use self::key_file::{KeyEntry, KeyHash, KeyLimits};
 #[derive(Clone, Default)]
 pub struct ApiKeys(Arc<Inner>);
 
+/// A key, and whose it is.
+type Known = (KeyHash, Arc<Account>);
+
 #[derive(Default)]
 struct Inner {
     /// From the command line.
-    fixed: Vec<(KeyHash, Arc<Account>)>,
+    fixed: Vec<Known>,
     file: Option<PathBuf>,
-    from_file: RwLock<Arc<Vec<(KeyHash, Arc<Account>)>>>,
+    from_file: RwLock<Arc<Vec<Known>>>,
     refused: AtomicU64,
 }
 
@@ -68,7 +71,7 @@ impl ApiKeys {
     }
 
     fn account_of(&self, given: &KeyHash) -> Option<Arc<Account>> {
-        let from_file = self.from_file();
+        let from_file = self.of_file();
         let (mut found, mut position) = (Choice::from(0), 0u64);
         for (index, (hash, _)) in (0..).zip(self.0.fixed.iter().chain(from_file.iter())) {
             let same = hash.ct_eq(given);
@@ -82,7 +85,7 @@ impl ApiKeys {
 
     /// Every name that requests may come under now.
     pub fn accounts(&self) -> Vec<Arc<Account>> {
-        self.0.fixed.iter().chain(self.from_file().iter()).map(|(_, account)| account.clone()).collect()
+        self.0.fixed.iter().chain(self.of_file().iter()).map(|(_, account)| account.clone()).collect()
     }
 
     /// Requests that bore no key or a wrong one.
@@ -102,7 +105,7 @@ impl ApiKeys {
                 return Err(format!("the key of {} is one of --api-key", entry.name));
             }
         }
-        let before = self.from_file();
+        let before = self.of_file();
         let before: HashMap<&str, &Arc<Account>> =
             before.iter().map(|(_, account)| (&**account.name(), account)).collect();
         let accounts = entries.iter().map(|entry| {
@@ -121,7 +124,7 @@ impl ApiKeys {
         Ok(())
     }
 
-    fn from_file(&self) -> Arc<Vec<(KeyHash, Arc<Account>)>> {
+    fn of_file(&self) -> Arc<Vec<Known>> {
         self.0.from_file.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -140,7 +143,7 @@ fn given(headers: &HeaderMap) -> Option<&[u8]> {
 
 impl std::fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "ApiKeys({} hidden)", self.0.fixed.len() + self.from_file().len())
+        write!(f, "ApiKeys({} hidden)", self.0.fixed.len() + self.of_file().len())
     }
 }
 

@@ -118,6 +118,8 @@ pub struct ChatResponse<'a> {
     pub created: u64,
     pub model: &'a str,
     pub system_fingerprint: &'a str,
+    #[schemars(extend("const" = "default"))]
+    pub service_tier: &'static str,
     pub choices: Vec<ChatChoice>,
     pub usage: UsageBody,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -172,6 +172,15 @@ impl ApiError {
         }
     }
 
+    /// 429: something bounded is full for the moment.
+    pub fn overloaded(message: &str) -> Self {
+        ApiError {
+            code: Some("queue_full"),
+            retry_after_s: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message.to_owned())
+        }
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message.into())
     }
@@ -202,11 +211,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. } => ApiError {
-                code: Some("queue_full"),
-                retry_after_s: Some(1),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message)
-            },
+            SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. } => Self::overloaded(&message),
             SubmitError::TooLarge { .. } => {
                 ApiError { code: Some("context_length_exceeded"), ..Self::bad_request(message) }
             }

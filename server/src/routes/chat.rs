@@ -66,6 +66,7 @@ pub async fn chat_completions(
         created: created_s,
         model: &model,
         system_fingerprint: &serving.fingerprint,
+        service_tier: "default",
         choices,
         usage,
         prompt_logprobs,

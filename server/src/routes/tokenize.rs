@@ -59,7 +59,7 @@ pub async fn info(State(state): State<Arc<AppState>>) -> Result<Json<TokenizerIn
     let spelling = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
     Ok(Json(TokenizerInfo {
         bos_token: tokenizer.bos_token_id().map(spelling),
-        eos_token: tokenizer.eos_token_id().map(spelling),
+        eos_token: tokenizer.eos_token_id().or(serving.eos_token_ids.first().copied()).map(spelling),
         chat_template: serving.template.as_ref().map(|template| template.source().to_owned()),
         model_max_length: serving.context_len(),
     }))
