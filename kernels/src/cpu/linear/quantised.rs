@@ -292,9 +292,9 @@ unsafe fn all_rows<S: Simd, G: Groups, P: Groups>(
     let mut row = range.start;
     while row < range.end {
         let left = (range.end - row).min(BLOCK_ROWS - row % BLOCK_ROWS);
-        // Eight rows keep the multipliers busy for longer than memory takes to bring the next tile: it is asked for once,
-        // beside the first of them. Fewer rows wait for memory whatever is asked for.
-        let ahead = row == range.start && left >= 8;
+        // The next tile is asked for once, beside the first rows. Many keep the multipliers busy for longer than memory takes
+        // to bring it; for one row it doubles what a core has under way (Emerald Rapids: 36 GMAC/s become 47).
+        let ahead = row == range.start;
         let strip = Strip { next: if ahead { strip.next } else { None }, ..strip.clone() };
         let waiting = waiting.wrapping_add(row - range.start);
         // SAFETY: rows `row..row + T` are inside the block and the batch.
