@@ -200,6 +200,10 @@ pub enum IsaChoice {
     AvxVnni,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// NEON with byte dot products.
+    NeonDot,
+    /// NEON alone.
+    Neon,
     /// Whatever the compiler makes of plain Rust.
     Portable,
 }
@@ -213,6 +217,8 @@ impl IsaChoice {
             IsaChoice::Avx512 => Isa::Avx512,
             IsaChoice::AvxVnni => Isa::AvxVnni,
             IsaChoice::Avx2 => Isa::Avx2,
+            IsaChoice::NeonDot => Isa::NeonDot,
+            IsaChoice::Neon => Isa::Neon,
             IsaChoice::Portable => Isa::Portable,
         };
         if isa.available() {
