@@ -194,6 +194,20 @@ impl Generation {
         }
     }
 
+    /// How many drafts of a draft model are worth checking.
+    pub(crate) fn drafts_worth(&mut self, payoff: Payoff) -> usize {
+        let most = (self.max_tokens - self.generated).saturating_sub(1);
+        let payoff = Payoff { most: payoff.most.min(most), ..payoff };
+        self.drafter.as_mut().map_or(0, |drafter| drafter.worth(payoff))
+    }
+
+    /// The draft of that number, from the draft model's logits: drawn as the token itself will be, so that the two agree
+    /// where the models do. What rules tokens out is left to the check.
+    pub(crate) fn draw_draft(&self, row: &[f32], number: usize, sampler: &mut Sampler) -> Option<u32> {
+        let index = (self.generated + number) as u64;
+        sampler.sample(row, &self.request.sampling, &self.history, RuledOut::default(), index).ok()
+    }
+
     /// Makes of a step's rows what they mean: the prompt's log-probabilities, and new tokens with their events. Leaves the
     /// tokens in `new`: one from the last row that is sure, and one more for each drafted token that was the one drawn. Returns
     /// whether the generation has ended.

@@ -42,6 +42,7 @@ impl ConfigError {
 pub struct ServeConfig {
     /// Path, hub repository, or rill's default model.
     pub model: String,
+    pub draft_model: Option<String>,
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub address: SocketAddr,
@@ -328,6 +329,7 @@ impl ServeConfig {
         let spill = flags.kv_spill_path.map(|path| (path, spill_bytes));
         Ok(ServeConfig {
             model: flags.model,
+            draft_model: flags.draft_model,
             served_names: flags.served_model_name,
             address: SocketAddr::new(host, flags.port),
             metrics_address,

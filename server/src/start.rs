@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rill_engine::spill::{DiskTier, SpillError, SpillTier};
-use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner, Runner};
+use rill_engine::{Engine, EngineConfig, EngineHandle, Extras, ModelRunner, Runner};
 use rill_models::{FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling, SourceOptions};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -21,6 +21,7 @@ use crate::app::{AppState, Serving, metrics_router, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
 use crate::config::{ConfigError, Machine, ReasoningParser, ServeConfig};
+use crate::draft_model;
 use crate::fetch_progress::TerminalProgress;
 use crate::grammars::Grammars;
 use crate::listen::{self, ListenLimits};
@@ -218,7 +219,13 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
 
     let shape = model.shape().clone();
     let limits = &config.engine;
-    let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
+    let draft = match &config.draft_model {
+        Some(spec) => Some(draft_model::load(spec, &options, &tokenizer, shape.vocab_size)?),
+        None => None,
+    };
+    let kv_bytes_per_token =
+        shape.kv_bytes_per_token + draft.as_ref().map_or(0, |draft| draft.model.shape().kv_bytes_per_token);
+    let num_blocks = limits.blocks(kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
     let capacity = num_blocks * limits.block_size;
     if capacity < shape.context_len {
         tracing::warn!(
@@ -241,6 +248,10 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;
+    let draft = match draft {
+        Some(draft) => Some(Box::new(ModelRunner::new(draft.model, &engine_config)?) as Box<dyn Runner>),
+        None => None,
+    };
     let tier = match &limits.spill {
         Some((path, bytes)) => {
             let identity = spill_identity(&files, &description, limits.block_size, config)?;
@@ -249,7 +260,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         }
         None => None,
     };
-    let engine = Engine::start_spilling(Box::new(runner), tokenizer.clone(), engine_config, tier)?;
+    let engine = Engine::start_with(Box::new(runner), tokenizer.clone(), engine_config, Extras { tier, draft })?;
 
     let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let mut hasher = DefaultHasher::new();
@@ -278,7 +289,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         created_s: unix_seconds(),
         fingerprint: format!("rill_{:016x}", hasher.finish()),
     };
-    Ok(Loaded { serving, description, kv_bytes: capacity * shape.kv_bytes_per_token })
+    Ok(Loaded { serving, description, kv_bytes: capacity * kv_bytes_per_token })
 }
 
 /// The operator's template, else the model's. A model's own that does not compile costs chat, not the server.

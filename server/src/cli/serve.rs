@@ -53,6 +53,9 @@ pub struct ServeFlags {
     /// not depend on it.
     #[arg(long, env = "RILL_DRAFT_TOKENS", default_value_t = 8)]
     pub draft_tokens: usize,
+    /// A smaller model of the same vocabulary that proposes them; without one they are looked up in the sequence's own past.
+    #[arg(long, env = "RILL_DRAFT_MODEL")]
+    pub draft_model: Option<String>,
     /// Directory of a file that keeps KV-cache blocks evicted from memory, also over restarts.
     #[arg(long, env = "RILL_KV_SPILL_PATH")]
     pub kv_spill_path: Option<PathBuf>,
