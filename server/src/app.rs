@@ -44,6 +44,8 @@ pub struct AppOptions {
     pub keep_alive: Duration,
     /// Take `chat_template` from requests: it runs code of the client's in the template engine.
     pub trust_request_chat_template: bool,
+    /// Answer `/debug/engine`.
+    pub debug_endpoints: bool,
 }
 
 /// Which web pages may call the API from a browser.
@@ -135,6 +137,10 @@ impl AppState {
         if self.serving.set(Arc::new(serving)).is_err() {
             tracing::error!("a second model was loaded and is not served");
         }
+    }
+
+    pub fn debug_endpoints(&self) -> bool {
+        self.options.debug_endpoints
     }
 
     pub fn keys(&self) -> &ApiKeys {
@@ -236,6 +242,7 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/detokenize", post(routes::tokenize::detokenize))
         .route("/tokenizer_info", get(routes::tokenize::info))
         .route("/version", get(routes::health::version))
+        .route("/debug/engine", get(routes::debug::engine))
         .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
     // The same for everyone; the pages ask for a key themselves.
     let pages = Router::new()

@@ -111,6 +111,8 @@ pub struct EngineLimits {
     pub kv_cache_bytes: KvCacheBytes,
     pub prefix_caching: bool,
     pub drafts_max: usize,
+    /// Where evicted blocks are kept, and how many bytes of them.
+    pub spill: Option<(PathBuf, u64)>,
 }
 
 /// Memory for keys and values.
@@ -198,6 +200,10 @@ pub enum IsaChoice {
     AvxVnni,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// NEON with byte dot products.
+    NeonDot,
+    /// NEON alone.
+    Neon,
     /// Whatever the compiler makes of plain Rust.
     Portable,
 }
@@ -211,6 +217,8 @@ impl IsaChoice {
             IsaChoice::Avx512 => Isa::Avx512,
             IsaChoice::AvxVnni => Isa::AvxVnni,
             IsaChoice::Avx2 => Isa::Avx2,
+            IsaChoice::NeonDot => Isa::NeonDot,
+            IsaChoice::Neon => Isa::Neon,
             IsaChoice::Portable => Isa::Portable,
         };
         if isa.available() {
@@ -312,6 +320,12 @@ impl ServeConfig {
                 return Err(ConfigError { flag: "metrics-host", reason: "needs --metrics-port".to_owned() });
             }
         };
+        if flags.kv_spill_path.is_some() && flags.no_prefix_caching {
+            let reason = "keeps what the prefix cache evicts, and --no-prefix-caching turns that off".to_owned();
+            return Err(ConfigError { flag: "kv-spill-path", reason });
+        }
+        let spill_bytes = bytes("kv-spill-size", &flags.kv_spill_size)?;
+        let spill = flags.kv_spill_path.map(|path| (path, spill_bytes));
         Ok(ServeConfig {
             model: flags.model,
             served_names: flags.served_model_name,
@@ -328,6 +342,7 @@ impl ServeConfig {
                 kv_cache_bytes,
                 prefix_caching: !flags.no_prefix_caching,
                 drafts_max: flags.draft_tokens,
+                spill,
             },
             app: AppOptions {
                 keys,
@@ -335,6 +350,7 @@ impl ServeConfig {
                 cors: cors(&flags.cors_origin)?,
                 keep_alive: KEEP_ALIVE,
                 trust_request_chat_template: flags.trust_request_chat_template,
+                debug_endpoints: flags.debug_endpoints,
             },
             listen: ListenLimits {
                 connections_max: at_least_one("max-connections", flags.max_connections, 1 << 20)?,

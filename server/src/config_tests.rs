@@ -118,12 +118,19 @@ fn the_instructions_are_this_processors_or_refused() {
     use rill_models::Isa;
     assert_eq!(config("").unwrap().isa, None);
     assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
-    for (name, isa) in [("avx512", Isa::Avx512), ("avx-vnni", Isa::AvxVnni), ("avx2", Isa::Avx2)] {
+    for (name, isa) in [
+        ("avx512", Isa::Avx512),
+        ("avx-vnni", Isa::AvxVnni),
+        ("avx2", Isa::Avx2),
+        ("neon-dot", Isa::NeonDot),
+        ("neon", Isa::Neon),
+    ] {
         match config(&format!("--isa {name}")) {
             Ok(config) => assert!(isa.available() && config.isa == Some(isa)),
             Err(error) => {
                 assert!(!isa.available());
-                assert!(error.to_string().starts_with("--isa: this processor has no AVX"), "{error}");
+                let expected = format!("--isa: this processor has no {}", isa.name());
+                assert!(error.to_string().starts_with(&expected), "{error}");
             }
         }
     }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::protocol::anthropic::{MessageOut, MessagesErrorBody, MessagesRequest, TokenCount};
 use crate::protocol::chat::{ChatFields, ChatResponse};
 use crate::protocol::completion::{CompletionFields, CompletionResponse};
+use crate::protocol::debug::EngineBody;
 use crate::protocol::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
 use crate::protocol::error::ErrorBody;
 use crate::protocol::models::{ModelCard, ModelList};
@@ -113,6 +114,12 @@ fn paths(shapes: &mut Shapes) -> Map<String, Value> {
     paths.add("get", "/version", "The server's version", |operation| {
         operation.answers(shapes.response::<VersionBody>())
     });
+    paths.add(
+        "get",
+        "/debug/engine",
+        "The engine's queues, blocks and sequences, if --debug-endpoints",
+        |operation| operation.answers(shapes.response::<EngineBody>()),
+    );
     paths.add("get", "/metrics", "Metrics for Prometheus", |operation| operation.writes("text/plain").open());
     paths.add("get", "/openapi.json", "This description", |operation| {
         operation.answers(json!({"type": "object"})).open()

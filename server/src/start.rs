@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner};
-use rill_models::{FillInTheMiddle, LoadOptions, LoadedModel, ModelError, Pooling, SourceOptions};
+use rill_engine::spill::{DiskTier, SpillError, SpillTier};
+use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner, Runner};
+use rill_models::{FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling, SourceOptions};
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -52,6 +54,8 @@ pub enum StartError {
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
     Engine(#[from] rill_engine::StartError),
+    #[error("--kv-spill-path: {0}")]
+    Spill(#[from] SpillError),
     #[error("loading the model failed; see the log")]
     LoaderDied,
 }
@@ -126,6 +130,20 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartErr
     let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))
+}
+
+/// What blocks on disk belong to: another model, cache layout or version of rill has no use for them.
+fn spill_identity(
+    files: &ModelFiles,
+    description: &str,
+    block_size: usize,
+    config: &ServeConfig,
+) -> Result<[u8; 32], StartError> {
+    let mut hasher = Sha256::new();
+    hasher.update(files.fingerprint()?);
+    let layout = (env!("CARGO_PKG_VERSION"), description, block_size, config.kv_dtype, config.row_dtype);
+    hasher.update(format!("{layout:?}"));
+    Ok(hasher.finalize().into())
 }
 
 /// Refuses new work and waits for what is under way, up to the timeout.
@@ -223,7 +241,15 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;
-    let engine = Engine::start(Box::new(runner), tokenizer.clone(), engine_config)?;
+    let tier = match &limits.spill {
+        Some((path, bytes)) => {
+            let identity = spill_identity(&files, &description, limits.block_size, config)?;
+            let tier = DiskTier::open(path, *bytes, identity, runner.block_bytes())?;
+            Some(Box::new(tier) as Box<dyn SpillTier>)
+        }
+        None => None,
+    };
+    let engine = Engine::start_spilling(Box::new(runner), tokenizer.clone(), engine_config, tier)?;
 
     let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let mut hasher = DefaultHasher::new();

@@ -72,6 +72,7 @@ impl Default for Setup {
                 cors: CorsPolicy::Local,
                 keep_alive: Duration::from_secs(15),
                 trust_request_chat_template: false,
+                debug_endpoints: true,
             },
             listen: ListenLimits {
                 connections_max: 64,

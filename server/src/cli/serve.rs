@@ -53,6 +53,15 @@ pub struct ServeFlags {
     /// not depend on it.
     #[arg(long, env = "RILL_DRAFT_TOKENS", default_value_t = 8)]
     pub draft_tokens: usize,
+    /// Directory of a file that keeps KV-cache blocks evicted from memory, also over restarts.
+    #[arg(long, env = "RILL_KV_SPILL_PATH")]
+    pub kv_spill_path: Option<PathBuf>,
+    /// Size of that file, at most.
+    #[arg(long, env = "RILL_KV_SPILL_SIZE", default_value = "4GiB", requires = "kv_spill_path")]
+    pub kv_spill_size: String,
+    /// Answer GET /debug/engine, which tells the engine's queues, blocks and sequences.
+    #[arg(long, env = "RILL_DEBUG_ENDPOINTS")]
+    pub debug_endpoints: bool,
     /// Key that requests must carry as `Authorization: Bearer KEY`; several may be given.
     #[arg(long, env = "RILL_API_KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,

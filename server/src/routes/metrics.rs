@@ -74,6 +74,11 @@ fn engine(page: &mut Page, serving: &Serving) {
     page.own("kv_blocks_free", "gauge", "Blocks that hold nothing", &model, stats.blocks_free());
     page.own("kv_blocks_cached", "gauge", "Blocks held for reuse alone", &model, stats.blocks_cached());
     page.own("kv_blocks_held", "gauge", "Blocks sequences hold", &model, stats.blocks_held());
+    page.own("forks_total", "counter", "Choices that shared another's prompt", &model, stats.forks.get());
+    page.own("kv_block_copies_total", "counter", "Shared blocks copied", &model, stats.block_copies.get());
+    page.own("kv_blocks_spilled_total", "counter", "Evicted blocks kept", &model, stats.blocks_spilled.get());
+    page.own("kv_blocks_restored_total", "counter", "Blocks read back", &model, stats.blocks_restored.get());
+    page.own("kv_blocks_lost_total", "counter", "Kept blocks missing or damaged", &model, stats.blocks_lost.get());
     page.own("steps_total", "counter", "Engine steps", &model, stats.steps.get());
 
     let cache = format!(

@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod debug;
 pub mod docs;
 pub mod embeddings;
 pub mod health;
@@ -152,6 +153,7 @@ pub(crate) fn choices_of<'a>(
             prompt_logprobs,
             priority: options.priority,
             cache_salt: options.cache_salt.clone(),
+            // Whoever submits it says.
             tenant: None,
             grammar: grammar.cloned(),
         }
