@@ -94,7 +94,7 @@ impl Pace {
         let of_a_row = self.row_cost(context) - self.weights[2] * SCALE[2];
         let allowed = self.patience(streams).unwrap_or(0.0) / of_a_row.max(f64::MIN_POSITIVE);
         let allowed = if allowed.is_finite() { allowed as usize } else { 0 };
-        let rows = allowed.min(2 * self.last_prefill).max(PREFILL_ROWS_MIN);
+        let rows = allowed.min(self.last_prefill.saturating_mul(2)).max(PREFILL_ROWS_MIN);
         self.last_prefill = rows;
         rows
     }
