@@ -31,7 +31,7 @@ pub async fn messages(
     let stop = Arc::new(StopWords(request.stop_sequences.clone().unwrap_or_default()));
     let (shared, own) = to_chat(request, false)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
-    let id = new_id("msg")?.replacen('-', "_", 1);
+    let id = new_id("msg")?;
     let generation = chat.submit(&serving)?;
     if chat.options.stream {
         let frames = MessageFrames::new(&id, &chat.model, chat.ids.len(), chat.answers.reader(0), stop);
