@@ -111,7 +111,9 @@ async fn encode_prompts(
 fn new_id(prefix: &str) -> Result<String, ApiError> {
     let random = getrandom::u64()
         .map_err(|error| ApiError::internal(format!("the system gives no random numbers: {error}")))?;
-    Ok(format!("{prefix}-{random:016x}"))
+    // Anthropic's ids are `msg_…`.
+    let separator = if prefix == "msg" { '_' } else { '-' };
+    Ok(format!("{prefix}{separator}{random:016x}"))
 }
 
 pub(crate) fn prompt_error(param: &str, error: PromptError) -> ApiError {
