@@ -79,10 +79,10 @@ pub(crate) struct Generation {
     stops: StopMatcher,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     prompt_done: bool,
-    /// Of a prompt that is to be embedded.
-    pool: Option<Pool>,
     /// Proposes what may follow; `None`: nothing ever is.
     drafter: Option<Drafter>,
+    /// Of a prompt that is to be embedded.
+    pool: Option<Pool>,
     events: flume::Sender<Event>,
     /// Until the first admission.
     place: Option<BacklogPlace>,
@@ -127,8 +127,8 @@ impl Generation {
             stops: StopMatcher::new(&stop.stop_strings, stop.include_stop_str),
             prompt_logprobs: Vec::new(),
             prompt_done: false,
-            pool: pooling.map(|pooling| Pool::new(pooling, prompt.len())),
             drafter: (config.max_drafts > 0).then(Drafter::default),
+            pool: pooling.map(|pooling| Pool::new(pooling, prompt.len())),
             events,
             place: Some(place),
             _in_flight: in_flight,
@@ -157,6 +157,11 @@ impl Generation {
     /// Microseconds it has been waiting for its first admission; `None` once admitted.
     pub(crate) fn queued_us(&self, now: u64) -> Option<u64> {
         self.place.as_ref().map(|_| now.saturating_sub(self.times.submitted))
+    }
+
+    /// Microseconds since it was submitted.
+    pub(crate) fn age_us(&self, now: u64) -> u64 {
+        now.saturating_sub(self.times.submitted)
     }
 
     pub(crate) fn admit(&mut self, now: u64) {

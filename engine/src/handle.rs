@@ -8,10 +8,14 @@ use std::time::Duration;
 use rill_models::Pooling;
 
 use crate::config::EngineConfig;
+use crate::inspect::EngineState;
 use crate::pooling::EmbedRequest;
 use crate::request::{Event, GenerateRequest};
 use crate::stats::{BacklogFull, BacklogPlace, Stats};
 use crate::step_loop::Clock;
+
+/// Who may wait to be told the engine's state.
+const INSPECTORS_MAX: usize = 8;
 
 /// A cheap, cloneable reference to the engine thread.
 #[derive(Clone)]
@@ -59,7 +63,7 @@ pub enum Health {
 /// What travels to the engine thread.
 pub(crate) enum Message {
     Submit(Vec<Submission>),
-    /// Look at `Shared::stop`.
+    /// Look at `Shared::stop`, and at who wants to be told the engine's state.
     Wake,
 }
 
@@ -91,6 +95,9 @@ pub(crate) struct Shared {
     hidden_size: usize,
     clock: Clock,
     gate: Mutex<Gate>,
+    /// Who wants to be told the engine's state.
+    inspect: flume::Sender<flume::Sender<EngineState>>,
+    pub(crate) inspectors: flume::Receiver<flume::Sender<EngineState>>,
     in_flight: flume::Receiver<Infallible>,
     stopped: flume::Receiver<Infallible>,
 }
@@ -121,8 +128,9 @@ impl EngineHandle {
     ) -> (EngineHandle, flume::Receiver<Message>, Alive) {
         let (in_flight_sender, in_flight) = flume::bounded(0);
         let (alive, stopped) = flume::bounded(0);
-        // The backlog's bound, and one wake-up: sending never finds it full.
-        let (messages, inbox) = flume::bounded(config.max_waiting + 1);
+        let (inspect, inspectors) = flume::bounded(INSPECTORS_MAX);
+        // The backlog's bound, and all wake-ups: sending never finds it full.
+        let (messages, inbox) = flume::bounded(config.max_waiting + INSPECTORS_MAX + 1);
         let shared = Shared {
             stats: Arc::new(Stats::new(config.num_blocks, config.context_len)),
             config,
@@ -131,6 +139,8 @@ impl EngineHandle {
             hidden_size,
             clock,
             gate: Mutex::new(Gate::Open(in_flight_sender)),
+            inspect,
+            inspectors,
             in_flight,
             stopped,
         };
@@ -147,11 +157,6 @@ impl EngineHandle {
         streams.pop().ok_or_else(|| SubmitError::Invalid("no request was given".into()))
     }
 
-    /// Queues all of `requests`, or none; never blocks. Neighbours with one prompt compute it once.
-    pub fn submit_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<EventStream>, SubmitError> {
-        self.enqueue(requests, None)
-    }
-
     /// Queues a text to be embedded: its stream is [`Event::Embedding`] and the terminal event. Never blocks.
     pub fn embed(&self, request: EmbedRequest) -> Result<EventStream, SubmitError> {
         if self.hidden_size() == 0 || request.pooling == Pooling::Other {
@@ -160,6 +165,11 @@ impl EngineHandle {
         let (request, pooling) = request.into_generate();
         let mut streams = self.enqueue(vec![request], Some(pooling))?;
         streams.pop().ok_or_else(|| SubmitError::Invalid("no request was given".into()))
+    }
+
+    /// Queues all of `requests`, or none; never blocks. Neighbours with one prompt compute it once.
+    pub fn submit_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<EventStream>, SubmitError> {
+        self.enqueue(requests, None)
     }
 
     fn enqueue(
@@ -209,6 +219,15 @@ impl EngineHandle {
                 SubmitError::QueueTokensFull { waiting_tokens, limit: limits.1 }
             }
         })
+    }
+
+    /// The engine's state between two steps; `None` if it has ended, or too many ask already.
+    pub async fn inspect(&self) -> Option<EngineState> {
+        let (reply, state) = flume::bounded(1);
+        self.shared.inspect.try_send(reply).ok()?;
+        // If there is no room the engine is about to wake up anyway.
+        let _ = self.messages.try_send(Message::Wake);
+        state.recv_async().await.ok()
     }
 
     pub fn config(&self) -> &EngineConfig {

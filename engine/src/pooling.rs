@@ -3,6 +3,7 @@
 use rill_models::Pooling;
 
 use crate::request::{GenerateRequest, SamplingParams, StopParams};
+use crate::sequence::Tenant;
 
 /// One text to embed. The values that come back are neither cut nor normalised.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct EmbedRequest {
     pub priority: i32,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<String>,
+    /// On whose behalf it runs.
+    pub tenant: Tenant,
 }
 
 impl EmbedRequest {
@@ -44,7 +47,7 @@ impl EmbedRequest {
             logprobs: None,
             prompt_logprobs: None,
             priority: self.priority,
-            tenant: None,
+            tenant: self.tenant,
             cache_salt: self.cache_salt,
             grammar: None,
         };

@@ -12,6 +12,7 @@ use crate::constraint::MaskThread;
 use crate::detokenizer::TokenText;
 use crate::generation::{ComputedRows, Generation, Output, SequenceFailure};
 use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
+use crate::inspect::EngineState;
 use crate::kv::{BlockUsage, Digest};
 use crate::pace::{Pace, Work};
 use crate::request::{Event, FailureKind};
@@ -207,6 +208,7 @@ impl EngineCore {
     /// One step. An error is the end of the engine: the runner may not be used again.
     pub fn step(&mut self) -> Result<Step, RunnerError> {
         self.receive();
+        self.tell_inspectors();
         if self.shared.stop.load(Ordering::Acquire) {
             return Ok(Step::Stop);
         }
@@ -267,6 +269,14 @@ impl EngineCore {
     fn receive(&mut self) {
         while let Ok(message) = self.inbox.try_recv() {
             self.take(message);
+        }
+    }
+
+    fn tell_inspectors(&self) {
+        while let Ok(inspector) = self.shared.inspectors.try_recv() {
+            let generation = |key| self.generations.get(&key);
+            // Whoever asked may be gone.
+            let _ = inspector.try_send(EngineState::of(&self.scheduler, generation, self.clock.now_us()));
         }
     }
 
@@ -551,7 +561,9 @@ impl EngineCore {
         for (&end, rows) in self.batch.input.context_lens.iter().zip(self.batch.input.query_starts.windows(2)) {
             work.add_tokens(end as usize, (rows[1] - rows[0]) as usize);
         }
-        self.pace.observe(work, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+        let entries = self.scheduler.plan().entries.iter();
+        let prefill = entries.map(|entry| entry.end() - entry.start).filter(|&rows| rows > 1).sum();
+        self.pace.observe(work, prefill, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
     }
 
     /// The step's sequences end; what it was to copy or compute is lost with them.
@@ -613,6 +625,8 @@ impl EngineCore {
     fn end_streams(&mut self, health: Health, kind: FailureKind, message: &str) {
         self.shared.close(health);
         self.receive();
+        // Nobody is told any more: their channels close.
+        while self.shared.inspectors.try_recv().is_ok() {}
         // The scheduler may have been left half way through something; its blocks are nobody's now.
         let stats = &self.shared.stats;
         stats.set_sequences(0, 0);

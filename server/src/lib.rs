@@ -17,6 +17,8 @@ pub mod fetch_progress;
 pub mod gbnf;
 pub mod generation;
 pub mod grammars;
+pub mod keys;
+pub mod leftover_body;
 pub mod listen;
 pub mod logprob_format;
 pub mod messages;

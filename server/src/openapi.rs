@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::protocol::anthropic::{MessageOut, MessagesErrorBody, MessagesRequest, TokenCount};
 use crate::protocol::chat::{ChatFields, ChatResponse};
 use crate::protocol::completion::{CompletionFields, CompletionResponse};
+use crate::protocol::debug::EngineBody;
 use crate::protocol::embeddings::{EmbeddingsRequest, EmbeddingsResponse};
 use crate::protocol::error::ErrorBody;
 use crate::protocol::models::{ModelCard, ModelList};
@@ -18,7 +19,9 @@ use crate::protocol::probes::{StatusBody, VersionBody};
 use crate::protocol::render::{RenderedChat, RenderedCompletion};
 use crate::protocol::responses::{DeletedResponse, ResponseHead, ResponsesRequest};
 use crate::protocol::sampling::SharedFields;
-use crate::protocol::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use crate::protocol::tokenize::{
+    DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse, TokenizerInfo,
+};
 
 const DEFINITIONS: &str = "/components/schemas";
 /// The key is asked for only where the server has some.
@@ -102,12 +105,21 @@ fn paths(shapes: &mut Shapes) -> Map<String, Value> {
     paths.add("post", "/detokenize", "Token ids as text", |operation| {
         operation.takes(shapes.request::<DetokenizeRequest>()).answers(shapes.response::<DetokenizeResponse>())
     });
+    paths.add("get", "/tokenizer_info", "What clients need of the tokenizer", |operation| {
+        operation.answers(shapes.response::<TokenizerInfo>())
+    });
     let status = shapes.response::<StatusBody>();
     paths.add("get", "/health", "Alive", |operation| operation.answers(status.clone()).open());
     paths.add("get", "/ready", "Loaded and not draining", |operation| operation.answers(status).open());
     paths.add("get", "/version", "The server's version", |operation| {
-        operation.answers(shapes.response::<VersionBody>()).open()
+        operation.answers(shapes.response::<VersionBody>())
     });
+    paths.add(
+        "get",
+        "/debug/engine",
+        "The engine's queues, blocks and sequences, if --debug-endpoints",
+        |operation| operation.answers(shapes.response::<EngineBody>()),
+    );
     paths.add("get", "/metrics", "Metrics for Prometheus", |operation| operation.writes("text/plain").open());
     paths.add("get", "/openapi.json", "This description", |operation| {
         operation.answers(json!({"type": "object"})).open()

@@ -232,9 +232,9 @@ pub fn max_tokens_for(
     if prompt_len + wanted > context_len {
         return Err(ApiError::context_length(
             param,
-            format!(
-                "the prompt is {prompt_len} tokens long and the model's context of {context_len} tokens must also \
-                 hold at least {wanted} token of the completion"
+            context_len,
+            &format!(
+                "the prompt is {prompt_len} tokens long and at least {wanted} of the completion must fit, too"
             ),
         ));
     }
@@ -243,10 +243,8 @@ pub fn max_tokens_for(
         Some(asked) if asked > room => {
             return Err(ApiError::context_length(
                 "max_tokens",
-                format!(
-                    "the model's context is {context_len} tokens; the prompt is {prompt_len} and max_tokens asks for \
-                     {asked} more"
-                ),
+                context_len,
+                &format!("the prompt is {prompt_len} tokens long and max_tokens asks for {asked} more"),
             ));
         }
         Some(asked) => asked,
@@ -265,10 +263,9 @@ pub fn max_tokens_for(
 pub fn embedded_len(param: &str, len: usize, limits: &ModelLimits) -> Result<(), ApiError> {
     match len {
         0 => Err(ApiError::invalid(param, format!("{param} must not be empty"))),
-        len if len > limits.context_len => Err(ApiError::context_length(
-            param,
-            format!("a text is {len} tokens long and the model's context is {} tokens", limits.context_len),
-        )),
+        len if len > limits.context_len => {
+            Err(ApiError::context_length(param, limits.context_len, &format!("a text is {len} tokens long")))
+        }
         _ => Ok(()),
     }
 }
@@ -279,11 +276,8 @@ pub fn prompt_ids(param: &str, ids: &[u32], limits: &ModelLimits) -> Result<(), 
     if ids.len() > limits.context_len {
         return Err(ApiError::context_length(
             param,
-            format!(
-                "the prompt is {} tokens long and the model's context is {} tokens",
-                ids.len(),
-                limits.context_len
-            ),
+            limits.context_len,
+            &format!("the prompt is {} tokens long", ids.len()),
         ));
     }
     ids.iter().try_for_each(|&id| token_id(param, i64::from(id), limits).map(|_| ()))

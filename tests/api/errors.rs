@@ -70,7 +70,7 @@ fn completions_refuse() {
         (json!({"prompt": "a", "temperature": -1}), json!("temperature"), "between 0 and 2, not -1"),
         (json!({"prompt": "a", "max_tokens": -3}), json!("max_tokens"), "not -3"),
         (json!({"prompt": "a", "max_tokens": 1.5}), json!("max_tokens"), "floating point"),
-        (json!({"prompt": "a", "max_tokens": 100_000}), json!("max_tokens"), "context is 512 tokens"),
+        (json!({"prompt": "a", "max_tokens": 100_000}), json!("max_tokens"), "context length is 512 tokens"),
         (json!({"prompt": "a", "max_tokens": u64::MAX}), json!("max_tokens"), "invalid value"),
         (json!({"prompt": "a", "n": 0}), json!("n"), "between 1 and 64"),
         (json!({"prompt": "a", "n": 1_000_000}), json!("n"), "between 1 and 64"),

@@ -8,6 +8,8 @@ mod embeddings;
 mod errors;
 mod exactness;
 mod fuzz;
+mod hostile;
+mod keys;
 mod lifecycle;
 mod messages;
 mod openapi;

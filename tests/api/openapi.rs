@@ -144,6 +144,7 @@ fn answers_match_their_schemas() {
         ("/health".to_owned(), "/health"),
         ("/ready".to_owned(), "/ready"),
         ("/version".to_owned(), "/version"),
+        ("/tokenizer_info".to_owned(), "/tokenizer_info"),
         ("/openapi.json".to_owned(), "/openapi.json"),
     ] {
         let answer = server.get(&path);

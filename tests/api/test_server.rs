@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rill_engine::{Engine, EngineConfig, EngineHandle};
 use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
-use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router_with};
+use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, metrics, router_with};
 use rill_server::auth::ApiKeys;
 use rill_server::body::BodyLimits;
 use rill_server::chat_template::ChatTemplate;
@@ -72,6 +72,7 @@ impl Default for Setup {
                 cors: CorsPolicy::Local,
                 keep_alive: Duration::from_secs(15),
                 trust_request_chat_template: false,
+                debug_endpoints: true,
             },
             listen: ListenLimits {
                 connections_max: 64,
@@ -105,7 +106,9 @@ pub fn start_with(setup: Setup) -> TestServer {
     // A handler with a defect, for the layer that catches it.
     let broken =
         axum::Router::new().route("/broken", axum::routing::get(async || -> &'static str { panic!("a defect") }));
-    runtime.spawn(listen::serve(listener, router_with(state.clone(), broken), setup.listen, stopping));
+    let routes = router_with(state.clone(), broken.merge(metrics()));
+    runtime.spawn(listen::serve(listener, routes, setup.listen, stopping));
+    runtime.spawn(state.keys().clone().watch());
     let (pooling, fill_in_the_middle) = (setup.pooling, setup.fill_in_the_middle);
     let server =
         TestServer { address, state, engine, knobs, pooling, fill_in_the_middle, tokenizer, stop, runtime };

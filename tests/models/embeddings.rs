@@ -90,7 +90,8 @@ fn engine(dir: &Path, config: EngineConfig) -> EngineHandle {
 
 fn embed(engine: &EngineHandle, prompts: &[&[u32]], pooling: Pooling) -> Vec<Vec<f32>> {
     let submit = |prompt: &&[u32]| {
-        let request = EmbedRequest { prompt: prompt.to_vec(), pooling, priority: 0, cache_salt: None };
+        let request =
+            EmbedRequest { prompt: prompt.to_vec(), pooling, priority: 0, cache_salt: None, tenant: None };
         engine.embed(request).expect("taken")
     };
     let streams: Vec<_> = prompts.iter().map(submit).collect();

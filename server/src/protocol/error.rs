@@ -71,8 +71,10 @@ impl ApiError {
         }
     }
 
-    /// 400: the prompt alone, or with what was asked for, is longer than the model's context.
-    pub fn context_length(param: &str, message: String) -> Self {
+    /// 400: the prompt alone, or with what was asked for, is longer than the model's context. Begins with OpenAI's own
+    /// words: clients that shorten their prompts look for them.
+    pub fn context_length(param: &str, context_len: usize, detail: &str) -> Self {
+        let message = format!("this model's maximum context length is {context_len} tokens; {detail}");
         ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
@@ -84,6 +86,15 @@ impl ApiError {
                 "authentication_error",
                 "a valid API key is needed: send it as `Authorization: Bearer KEY`".to_owned(),
             )
+        }
+    }
+
+    /// 429: the key's limit named by `kind` is reached; `None`: this request is above it whenever it comes.
+    pub fn rate_limited(kind: &'static str, message: String, retry_after_s: Option<u32>) -> Self {
+        ApiError {
+            code: Some("rate_limit_exceeded"),
+            retry_after_s,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message)
         }
     }
 
@@ -121,6 +132,19 @@ impl ApiError {
             "invalid_request_error",
             format!("the content type must be application/json, not {}", shorten(given)),
         )
+    }
+
+    pub fn unsupported_coding(given: &str) -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            format!("the request body must be sent as it is, not in the content encoding {}", shorten(given)),
+        )
+    }
+
+    /// 400: the path is no text.
+    pub fn bad_path(reason: &str) -> Self {
+        Self::bad_request(format!("the path of the request makes no sense: {reason}"))
     }
 
     pub fn body_too_large(limit: usize) -> Self {
@@ -204,6 +228,10 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after_s.is_none() {
+            // OpenAI's clients try a 429 again unless told not to.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

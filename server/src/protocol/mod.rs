@@ -3,6 +3,7 @@
 pub mod anthropic;
 pub mod chat;
 pub mod completion;
+pub mod debug;
 pub mod embeddings;
 pub mod error;
 pub mod logprobs;

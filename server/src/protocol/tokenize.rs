@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`, in vLLM's spelling.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's spelling.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,4 +39,13 @@ pub struct DetokenizeRequest {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DetokenizeResponse {
     pub prompt: String,
+}
+
+/// What transformers keeps in a tokenizer's configuration.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TokenizerInfo {
+    pub bos_token: Option<String>,
+    pub eos_token: Option<String>,
+    pub chat_template: Option<String>,
+    pub model_max_length: usize,
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use super::{new_id, parse_generation};
 use crate::app::{AppState, unix_seconds};
+use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::chat_request::ChatRequest;
 use crate::event_stream;
@@ -21,6 +22,7 @@ use crate::sse::{FrameWriter, StreamHead, StreamKind};
 
 pub async fn chat_completions(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = state.enter()?;
@@ -30,7 +32,7 @@ pub async fn chat_completions(
     let n = chat.options.n;
     let id = new_id("chatcmpl")?;
     let created_s = unix_seconds();
-    let generation = chat.submit(&serving)?;
+    let generation = chat.submit(&serving, &caller)?;
     let ChatRequest { model, options, answers, .. } = chat;
     let top_logprobs = chat.top_logprobs.map(|top| top as usize);
     if options.stream {

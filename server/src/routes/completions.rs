@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use rill_engine::GenerateRequest;
 use rill_models::FillInTheMiddle;
 
 use super::{choices_of, encode_prompts, grammar_for, new_id, parse_generation};
 use crate::app::{AppState, Serving, unix_seconds};
+use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::event_stream;
 use crate::generation::{Generation, Outcome, finish_reason};
@@ -28,6 +29,7 @@ const MAX_TOKENS_DEFAULT: u32 = 16;
 
 pub async fn completions(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = state.enter()?;
@@ -71,7 +73,7 @@ pub async fn completions(
     let count = requests.len() / candidates * n;
     let id = new_id("cmpl")?;
     let created_s = unix_seconds();
-    let generation = Generation::submit(&serving.engine, requests)?;
+    let generation = Generation::submit(&serving.engine, requests, candidates, &caller)?;
     let skip_special = options.stop.skip_special_tokens;
     if options.stream {
         let head = StreamHead { id: &id, created_s, model: &model, fingerprint: &serving.fingerprint };

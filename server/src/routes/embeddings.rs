@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use rill_engine::{EmbedRequest, Event};
+use rill_engine::{EmbedRequest, Event, Tenant};
 use rill_models::Pooling;
 
 use super::{encode_prompts, parse_generation};
 use crate::app::{AppState, Serving};
+use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::protocol::ApiError;
 use crate::protocol::embeddings::{
@@ -26,6 +27,7 @@ pub const INPUTS_MAX: usize = 2048;
 
 pub async fn embeddings(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (serving, _in_flight) = state.enter()?;
@@ -56,14 +58,18 @@ pub async fn embeddings(
     for (_, ids) in &encoded {
         validate::embedded_len("input", ids.len(), &serving.limits())?;
     }
+    let tokens = encoded.iter().map(|(_, ids)| ids.len() as u64).sum();
+    let mut charge = caller.charge(tokens, 0)?;
+    let priority = caller.priority(priority.unwrap_or(0) as i32);
     // A window of them at a time: a long list is no reason to fill the queue.
     let engine = serving.engine.config();
     let window = engine.max_running.min(engine.max_waiting).max(1);
     let answered: Vec<(Vec<f32>, u64)> = stream::iter(encoded)
-        .map(|(_, prompt)| embed(&serving, prompt, priority.unwrap_or(0) as i32))
+        .map(|(_, prompt)| embed(&serving, prompt, priority, caller.name().cloned()))
         .buffered(window)
         .try_collect()
-        .await?;
+        .await
+        .inspect_err(|_| charge.waive())?;
     let prompt_tokens = answered.iter().map(|(_, tokens)| tokens).sum();
     let data = answered
         .into_iter()
@@ -85,9 +91,14 @@ pub async fn embeddings(
 }
 
 /// One prompt's pooled hidden state, and its tokens.
-async fn embed(serving: &Serving, prompt: Vec<u32>, priority: i32) -> Result<(Vec<f32>, u64), ApiError> {
+async fn embed(
+    serving: &Serving,
+    prompt: Vec<u32>,
+    priority: i32,
+    tenant: Tenant,
+) -> Result<(Vec<f32>, u64), ApiError> {
     let tokens = prompt.len() as u64;
-    let request = EmbedRequest { prompt, pooling: serving.pooling, priority, cache_salt: None };
+    let request = EmbedRequest { prompt, pooling: serving.pooling, priority, cache_salt: None, tenant };
     let mut stream = serving.engine.embed(request)?;
     let mut embedding = None;
     while let Some(event) = stream.next().await {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use rill_engine::{FinishReason, Usage};
 use serde_json::json;
 
@@ -13,6 +13,7 @@ use super::new_id;
 use crate::anthropic_request::to_chat;
 use crate::anthropic_stream::MessageFrames;
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::body::{JsonBytes, parse};
 use crate::chat_request::ChatRequest;
 use crate::event_stream;
@@ -24,6 +25,7 @@ use crate::protocol::anthropic::{
 
 pub async fn messages(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     body: Result<JsonBytes, ApiError>,
 ) -> Result<Response, MessagesError> {
     let (serving, in_flight) = state.enter()?;
@@ -32,7 +34,7 @@ pub async fn messages(
     let (shared, own) = to_chat(request, false)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
     let id = new_id("msg")?;
-    let generation = chat.submit(&serving)?;
+    let generation = chat.submit(&serving, &caller)?;
     if chat.options.stream {
         let frames = MessageFrames::new(&id, &chat.model, chat.ids.len(), chat.answers.reader(0), stop);
         return Ok(event_stream::respond(generation, frames, in_flight, state.keep_alive()).await?);

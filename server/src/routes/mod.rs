@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod completions;
+pub mod debug;
 pub mod docs;
 pub mod embeddings;
 pub mod health;
@@ -14,6 +15,8 @@ pub mod ui;
 
 use std::sync::Arc;
 
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use rill_engine::{GenerateRequest, Grammar};
 use serde::de::DeserializeOwned;
 
@@ -26,6 +29,20 @@ use crate::protocol::sampling::SharedFields;
 use crate::protocol::unsupported::UnsupportedField;
 use crate::structured;
 use crate::validate::{self, SharedOptions};
+
+/// The id at the end of a path.
+pub struct PathId(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(id)) => Ok(PathId(id)),
+            Err(error) => Err(ApiError::bad_path(&error.body_text())),
+        }
+    }
+}
 
 /// Text up to this long is tokenised where the request is handled: handing it to another thread costs as much.
 const INLINE_BYTES_MAX: usize = 2048;
@@ -101,7 +118,9 @@ fn new_id(prefix: &str) -> Result<String, ApiError> {
 
 pub(crate) fn prompt_error(param: &str, error: PromptError) -> ApiError {
     match error {
-        PromptError::TooLong { .. } => ApiError::context_length(param, error.to_string()),
+        PromptError::TooLong { context_len, .. } => {
+            ApiError::context_length(param, context_len, &error.to_string())
+        }
         PromptError::Template(_) | PromptError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
     }
 }
@@ -136,6 +155,7 @@ pub(crate) fn choices_of<'a>(
             prompt_logprobs,
             priority: options.priority,
             cache_salt: options.cache_salt.clone(),
+            // Whoever submits it says.
             tenant: None,
             grammar: grammar.cloned(),
         }

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
-use super::new_id;
+use super::{PathId, new_id};
 use crate::app::{AppState, unix_seconds};
+use crate::auth::Caller;
 use crate::body::{JsonBytes, parse};
 use crate::chat_request::ChatRequest;
 use crate::event_stream;
@@ -21,6 +22,7 @@ use crate::responses_request::to_chat;
 
 pub async fn responses(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = state.enter()?;
@@ -32,7 +34,7 @@ pub async fn responses(
     };
     let (shared, own, turns) = to_chat(&request, earlier)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
-    let generation = chat.submit(&serving)?;
+    let generation = chat.submit(&serving, &caller)?;
     let store = request.store.unwrap_or(true);
     let head = head(&request, &chat.model)?;
     let mut writer = ResponseWriter::new(
@@ -55,13 +57,13 @@ pub async fn responses(
     Ok(Json(writer.end(outcome.reason, outcome.usage)).into_response())
 }
 
-pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn one(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<Value>, ApiError> {
     state.responses().get(&id).map(|kept| Json(kept.response)).ok_or_else(|| not_found("response_id", &id))
 }
 
 pub async fn delete(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
+    PathId(id): PathId,
 ) -> Result<Json<DeletedResponse>, ApiError> {
     if !state.responses().delete(&id) {
         return Err(not_found("response_id", &id));
