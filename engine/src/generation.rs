@@ -1,8 +1,14 @@
 //! What one request's computed rows become: log-probabilities, tokens, text, events, and its times.
 
+use std::sync::Arc;
+
+use rill_models::Adapter;
+
+use crate::adapter::AdapterUse;
 use crate::constraint::{Constraint, MaskThread};
 use crate::detokenizer::{Detokenizer, TokenText};
 use crate::handle::Submission;
+use crate::kv::salt;
 use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage};
 use crate::sampler::{RuledOut, Sampler, TokenHistory};
 use crate::scheduler::PlanEntry;
@@ -67,6 +73,7 @@ pub(crate) struct Generation {
     /// The handle sees when the last of these is gone.
     _in_flight: flume::Sender<std::convert::Infallible>,
     times: Times,
+    adapter: Option<AdapterUse>,
 }
 
 impl Generation {
@@ -81,6 +88,7 @@ impl Generation {
         let prompt = std::mem::take(&mut request.prompt);
         let key = SequenceKey { priority: request.priority, arrival };
         let max_tokens = request.max_new_tokens(prompt.len(), context_len);
+        let adapter = request.adapter.as_ref().map(|adapter| adapter.id());
         let stop = &request.stop;
         let constraint = request.grammar.as_ref().map(Constraint::new);
         let grammar_ends = match &request.grammar {
@@ -109,10 +117,11 @@ impl Generation {
             place: Some(place),
             _in_flight: in_flight,
             times: Times { submitted: submitted_us, ..Times::default() },
+            adapter: request.adapter.take().map(AdapterUse::new),
             request,
         };
         let scored = generation.request.prompt_logprobs.is_some();
-        let salt = generation.request.cache_salt.as_deref().map(Into::into);
+        let salt = salt(generation.request.cache_salt.as_deref(), adapter);
         (Sequence::new(key, prompt, max_tokens, scored, salt), generation)
     }
 
@@ -129,6 +138,14 @@ impl Generation {
     pub(crate) fn admit(&mut self, now: u64) {
         self.place = None;
         self.times.admitted = Some(now);
+        if let Some(adapter) = &mut self.adapter {
+            adapter.admit();
+        }
+    }
+
+    /// What its sequence runs with beside the model's own weights.
+    pub(crate) fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref().map(AdapterUse::weights)
     }
 
     /// Has the tokens its grammar allows next worked out on `thread`.

@@ -1,5 +1,8 @@
 //! What a caller asks of the engine and what it hears back.
 
+use std::sync::Arc;
+
+use crate::adapter::LoadedAdapter;
 use crate::constraint::Grammar;
 
 /// One sequence to generate. `n > 1` is several of these, submitted one by one.
@@ -19,6 +22,8 @@ pub struct GenerateRequest {
     pub cache_salt: Option<String>,
     /// What the generated text must match. Where only its end is left it ends, whatever `min_tokens` says.
     pub grammar: Option<Grammar>,
+    /// What it runs with beside the model's own weights.
+    pub adapter: Option<Arc<LoadedAdapter>>,
 }
 
 impl GenerateRequest {

@@ -7,6 +7,8 @@ mod templates;
 use std::collections::BTreeMap;
 
 use crate::ModelError;
+pub(crate) use from_gguf::turns_neighbours as turns_neighbours_in_gguf;
+pub(crate) use from_json::turns_neighbours as turns_neighbours_on_hub;
 pub use rill_kernels::Activation;
 
 /// What a model file says about the model. Sizes are in elements, lengths in tokens.

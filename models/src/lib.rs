@@ -1,5 +1,6 @@
 //! Model execution: where weights come from, how they are read, and one readable forward pass an architecture.
 
+mod adapter;
 mod config;
 mod error;
 mod forward;
@@ -18,6 +19,7 @@ mod tokenizer;
 mod traffic;
 mod weights;
 
+pub use adapter::{Adapter, AdapterSites};
 pub use config::{
     Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
 };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 
+use crate::adapters::AdapterLimits;
 use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
@@ -60,6 +61,9 @@ pub struct ServeConfig {
     pub row_dtype: Option<rill_models::RowDtype>,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
+    /// LoRA adapters to load at start, by name.
+    pub lora: Vec<(String, PathBuf)>,
+    pub lora_limits: AdapterLimits,
 }
 
 /// How thoughts are told from answers, where it is not left to the chat template.
@@ -314,6 +318,12 @@ impl ServeConfig {
             row_dtype: flags.dtype.row_dtype(),
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
+            lora: flags.lora.iter().map(|text| named_path(text)).collect::<Result<_, _>>()?,
+            lora_limits: AdapterLimits {
+                count_max: at_least_one("max-loras", flags.max_loras, 4096)?,
+                rank_max: at_least_one("max-lora-rank", flags.max_lora_rank, 4096)?,
+                at_run_time: flags.enable_runtime_lora,
+            },
         })
     }
 }
@@ -346,6 +356,14 @@ impl EngineLimits {
                 ),
             }),
         }
+    }
+}
+
+/// `NAME=PATH`.
+fn named_path(text: &str) -> Result<(String, PathBuf), ConfigError> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        _ => Err(ConfigError { flag: "lora", reason: format!("must be NAME=PATH, not {text}") }),
     }
 }
 

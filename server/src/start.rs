@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner};
-use rill_models::{LoadOptions, LoadedModel, ModelError, SourceOptions};
+use rill_models::{AdapterSites, LoadOptions, LoadedModel, ModelError, SourceOptions};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tracing_subscriber::EnvFilter;
 
+use crate::adapters::{AdapterError, Adapters};
 use crate::app::{AppState, Serving, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
@@ -49,6 +50,8 @@ pub enum StartError {
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
     Engine(#[from] rill_engine::StartError),
+    #[error("--lora {name}={path}: {error}")]
+    Adapter { name: String, path: String, error: AdapterError },
     #[error("loading the model failed; see the log")]
     LoaderDied,
 }
@@ -180,6 +183,9 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let template =
         template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
 
+    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
+    let adapters = adapters(config, model.adapter_sites().cloned(), &names)?;
+
     let shape = model.shape().clone();
     let limits = &config.engine;
     let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
@@ -206,12 +212,12 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let context_len = engine_config.context_len;
     let engine = Engine::start(Box::new(runner), tokenizer.clone(), engine_config)?;
 
-    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let mut hasher = DefaultHasher::new();
     (&names[0], &description, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     let serving = Serving {
         engine,
         names,
+        adapters,
         tool_format: config.tool_call_parser.unwrap_or_else(|| {
             template.as_ref().map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.source()))
         }),
@@ -229,6 +235,22 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         fingerprint: format!("rill_{:016x}", hasher.finish()),
     };
     Ok(Loaded { serving, description, kv_bytes: capacity * shape.kv_bytes_per_token })
+}
+
+/// The adapters named on the command line. Without a place for any, what would load them is refused.
+fn adapters(config: &ServeConfig, sites: Option<AdapterSites>, names: &[String]) -> Result<Adapters, StartError> {
+    if sites.is_none() && config.lora_limits.at_run_time {
+        return Err(ConfigError::new("enable-runtime-lora", AdapterError::Device.to_string()).into());
+    }
+    let adapters = Adapters::new(sites, config.lora_limits, names);
+    for (name, path) in &config.lora {
+        adapters.load(name, path, false).map_err(|error| StartError::Adapter {
+            name: name.clone(),
+            path: path.display().to_string(),
+            error,
+        })?;
+    }
+    Ok(adapters)
 }
 
 /// The operator's template, else the model's. A model's own that does not compile costs chat, not the server.

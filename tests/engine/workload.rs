@@ -97,5 +97,6 @@ pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) 
         priority: *random.pick(&[0, 0, 0, -1, 1]),
         cache_salt: random.pick(&[None, None, None, Some("tenant a"), Some("tenant b")]).map(String::from),
         grammar: None,
+        adapter: None,
     }
 }

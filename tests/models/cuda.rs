@@ -66,6 +66,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
         priority: 0,
         cache_salt: None,
         grammar: None,
+        adapter: None,
     }
 }
 

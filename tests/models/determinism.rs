@@ -95,6 +95,7 @@ fn request(prompt: &[u32], max_tokens: u32, sampling: SamplingParams) -> Generat
         priority: 0,
         cache_salt: None,
         grammar: None,
+        adapter: None,
     }
 }
 

@@ -9,8 +9,20 @@ use std::sync::Arc;
 
 use super::BlockId;
 
-/// Requests share cached blocks only with requests of an equal salt; `None` is the common one.
+/// Sequences share cached blocks only with sequences of an equal salt; `None` is the common one.
 pub type Salt = Option<Arc<str>>;
+
+/// The salt of a sequence that runs with adapter number `adapter`, if any, and shares blocks with requests of the same
+/// `cache_salt` alone.
+pub fn salt(cache_salt: Option<&str>, adapter: Option<u64>) -> Salt {
+    // The number ends at the first colon: no two pairs give the same text.
+    match (cache_salt, adapter) {
+        (None, None) => None,
+        (Some(salt), None) => Some(format!(":{salt}").into()),
+        (None, Some(adapter)) => Some(adapter.to_string().into()),
+        (Some(salt), Some(adapter)) => Some(format!("{adapter}:{salt}").into()),
+    }
+}
 
 /// What a block's content continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,6 +206,16 @@ mod tests {
         assert_eq!(cache.find(&first, &[1, 2]), None);
         assert_eq!(cache.find(&Parent::Root(Some("tenant".into())), &[1, 2]), None);
         cache.check_invariants().unwrap();
+    }
+
+    #[test]
+    fn salts_tell_adapters_and_tenants_apart() {
+        let pairs = [None, Some(""), Some("1"), Some("1:"), Some(":1")]
+            .into_iter()
+            .flat_map(|salt| [None, Some(1), Some(11)].map(|adapter| (salt, adapter)));
+        let salts: std::collections::HashSet<Salt> = pairs.map(|(text, adapter)| salt(text, adapter)).collect();
+        assert_eq!(salts.len(), 15);
+        assert_eq!(salt(None, None), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use rill_engine::GenerateRequest;
 use serde_json::{Value, json};
 
 use super::{choices_of, grammar_for, new_id, over_text, parse_generation, prompt_error};
-use crate::app::{AppState, Serving, unix_seconds};
+use crate::app::{AppState, Serving, Target, unix_seconds};
 use crate::body::JsonBytes;
 use crate::event_stream;
 use crate::generation::{Generation, Outcome, finish_reason};
@@ -32,7 +32,7 @@ pub async fn completions(
     let (serving, in_flight) = state.enter()?;
     let (shared, own) = parse_generation::<CompletionFields>(&body)?;
     drop(body);
-    let model = serving.model_name(shared.model.as_deref())?.to_owned();
+    let Target { name: model, adapter } = serving.target(shared.model.as_deref())?;
     let options = validate::shared(&shared, &serving.limits())?;
     let logprobs =
         validate::integer("logprobs", own.logprobs, 0, validate::LOGPROBS_MAX)?.map(|count| count as u32);
@@ -60,7 +60,8 @@ pub async fn completions(
             let text = text.unwrap_or_else(|| serving.tokenizer().decode(&ids, skip_special));
             echoes.push(Echo { text, ids: ids.clone() });
         }
-        requests.extend(choices_of(ids, max_tokens, &options, logprobs, prompt_logprobs, grammar.as_ref()));
+        let prompt = (ids, adapter.as_ref());
+        requests.extend(choices_of(prompt, max_tokens, &options, logprobs, prompt_logprobs, grammar.as_ref()));
     }
 
     let count = requests.len();
@@ -175,7 +176,7 @@ pub async fn render(
 ) -> Result<Json<Value>, ApiError> {
     let serving = state.serving()?.clone();
     let (shared, own) = parse_generation::<CompletionFields>(&body)?;
-    let model = serving.model_name(shared.model.as_deref())?.to_owned();
+    let model = serving.target(shared.model.as_deref())?.name;
     let prompts = own.prompt.map(|prompts| prompts.0).unwrap_or_default();
     validate::choices(prompts.len(), 1)?;
     let encoded = encode(&serving, prompts, own.add_special_tokens.unwrap_or(true)).await?;

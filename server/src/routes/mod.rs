@@ -1,5 +1,6 @@
 //! One file an endpoint family.
 
+pub mod adapters;
 pub mod chat;
 pub mod completions;
 pub mod health;
@@ -10,7 +11,9 @@ pub mod responses;
 pub mod tokenize;
 pub mod ui;
 
-use rill_engine::{GenerateRequest, Grammar};
+use std::sync::Arc;
+
+use rill_engine::{GenerateRequest, Grammar, LoadedAdapter};
 use serde::de::DeserializeOwned;
 
 use crate::app::Serving;
@@ -71,9 +74,9 @@ async fn grammar_for(serving: &Serving, fields: &SharedFields) -> Result<Option<
     }
 }
 
-/// The engine's requests for the `n` choices of one prompt.
+/// The engine's requests for the `n` choices of one prompt, with an adapter or without.
 pub(crate) fn choices_of<'a>(
-    prompt: Vec<u32>,
+    (prompt, adapter): (Vec<u32>, Option<&'a Arc<LoadedAdapter>>),
     max_tokens: u32,
     options: &'a SharedOptions,
     logprobs: Option<u32>,
@@ -94,6 +97,7 @@ pub(crate) fn choices_of<'a>(
             priority: options.priority,
             cache_salt: options.cache_salt.clone(),
             grammar: grammar.cloned(),
+            adapter: adapter.cloned(),
         }
     })
 }
