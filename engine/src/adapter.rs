@@ -1,4 +1,4 @@
-//! LoRA adapters as requests name them: weights, a number of their own, and how many requests use them.
+//! LoRA adapters as requests name them: weights, and how many requests use them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -9,25 +9,14 @@ use rill_models::Adapter;
 /// the last request that uses it has ended.
 #[derive(Debug)]
 pub struct LoadedAdapter {
-    id: u64,
     weights: Arc<Adapter>,
     waiting: AtomicUsize,
     running: AtomicUsize,
 }
 
 impl LoadedAdapter {
-    /// `id` must differ from that of every other adapter the engine was ever given: cached keys and values go by it.
-    pub fn new(id: u64, weights: Adapter) -> LoadedAdapter {
-        LoadedAdapter {
-            id,
-            weights: Arc::new(weights),
-            waiting: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
-        }
-    }
-
-    pub fn id(&self) -> u64 {
-        self.id
+    pub fn new(weights: Adapter) -> LoadedAdapter {
+        LoadedAdapter { weights: Arc::new(weights), waiting: AtomicUsize::new(0), running: AtomicUsize::new(0) }
     }
 
     pub fn weights(&self) -> &Arc<Adapter> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::adapter::LoadedAdapter;
 use crate::constraint::Grammar;
+use crate::sequence::Tenant;
 
 /// One sequence to generate. `n > 1` is several of these, submitted one by one.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<String>,
+    /// On whose behalf it runs: among equal priorities, tenants share the engine fairly.
+    pub tenant: Tenant,
     /// What the generated text must match. Where only its end is left it ends, whatever `min_tokens` says.
     pub grammar: Option<Grammar>,
     /// What it runs with beside the model's own weights.

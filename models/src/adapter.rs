@@ -7,8 +7,8 @@ mod peft;
 use std::path::Path;
 
 use rill_kernels::{LowRank, Stored};
+use sha2::{Digest, Sha256};
 
-use crate::config::RopeStyle;
 use crate::layers::QkvOrder;
 use crate::weights::{Names, interleaved_row};
 use crate::{ModelConfig, ModelError, registry};
@@ -43,7 +43,6 @@ pub struct AdapterSites {
     head_dim: usize,
     turning: usize,
     intermediate: usize,
-    interleaved: bool,
     layers: Vec<LayerSites>,
 }
 
@@ -52,6 +51,7 @@ pub struct Adapter {
     layers: Vec<LayerUpdates>,
     rank: usize,
     bytes: usize,
+    digest: [u8; 32],
 }
 
 /// Updates of one layer, a list for each [`Projection`].
@@ -99,6 +99,11 @@ impl Adapter {
         self.rank
     }
 
+    /// Differs from that of every other adapter of the model: what keys and values computed with it are known by.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
     /// Memory it takes.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -120,7 +125,6 @@ impl AdapterSites {
             head_dim: config.head_dim,
             turning: config.rope.dimension_count,
             intermediate: config.intermediate_size,
-            interleaved: config.rope.style == RopeStyle::Interleaved,
             layers,
         }
     }
@@ -160,8 +164,13 @@ impl AdapterSites {
         order: FileOrder,
         rank_max: usize,
     ) -> Result<Adapter, ModelError> {
-        let mut adapter =
-            Adapter { layers: self.layers.iter().map(|_| LayerUpdates::default()).collect(), rank: 0, bytes: 0 };
+        let mut adapter = Adapter {
+            layers: self.layers.iter().map(|_| LayerUpdates::default()).collect(),
+            rank: 0,
+            bytes: 0,
+            digest: [0; 32],
+        };
+        let mut hasher = Sha256::new();
         for found in found {
             let wrong = |reason: String| ModelError::Format {
                 path: path.display().to_string(),
@@ -195,11 +204,19 @@ impl AdapterSites {
                 return Err(wrong("is updated twice".to_owned()));
             }
             let source = self.source(&found, order)?;
+            hasher.update(format!("{} {projection:?} {first} {rank} {order:?}", found.layer));
+            hasher.update(found.scale.to_le_bytes());
+            for factor in [found.a, found.b] {
+                hasher.update(factor.dtype.name());
+                hasher.update((factor.data.len() as u64).to_le_bytes());
+                hasher.update(factor.data);
+            }
             let weights = LowRank::new(found.a, found.b, found.scale, source).map_err(|e| wrong(e.to_string()))?;
             adapter.rank = adapter.rank.max(rank);
             adapter.bytes += weights.bytes();
             updates.push(PlacedUpdate { weights, first });
         }
+        adapter.digest = hasher.finalize().into();
         Ok(adapter)
     }
 

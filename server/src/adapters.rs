@@ -71,8 +71,6 @@ pub struct Adapters {
 
 #[derive(Default)]
 struct State {
-    /// Numbers are never given twice: cached keys and values go by them.
-    loads: u64,
     named: BTreeMap<String, NamedAdapter>,
     loading: BTreeSet<String>,
     /// No longer offered, perhaps still used.
@@ -110,8 +108,7 @@ impl Adapters {
         state.loading.remove(name);
         let weights = loaded?;
         tracing::info!(name, rank = weights.rank(), bytes = weights.bytes(), "loaded a LoRA adapter");
-        state.loads += 1;
-        let adapter = Arc::new(LoadedAdapter::new(state.loads, weights));
+        let adapter = Arc::new(LoadedAdapter::new(weights));
         let named =
             NamedAdapter { name: name.to_owned(), path: path.to_owned(), adapter, loaded_s: unix_seconds() };
         if let Some(before) = state.named.insert(name.to_owned(), named) {
