@@ -3,6 +3,7 @@
 mod adapter;
 mod config;
 mod error;
+mod fill_in_the_middle;
 mod forward;
 mod gemma;
 mod gguf;
@@ -21,9 +22,11 @@ mod weights;
 
 pub use adapter::{Adapter, AdapterSites};
 pub use config::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
+    RopeStyle,
 };
 pub use error::ModelError;
+pub use fill_in_the_middle::FillInTheMiddle;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, load, load_on};

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 
+use super::PathId;
 use crate::adapters::NamedAdapter;
 use crate::app::{AppState, Serving};
 use crate::protocol::ApiError;
@@ -18,7 +19,7 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Result<Json<ModelList>,
     Ok(Json(ModelList { object: "list", data }))
 }
 
-pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+pub async fn one(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<ModelCard>, ApiError> {
     let serving = state.ready()?;
     if let Some(adapter) = serving.adapters.list().into_iter().find(|adapter| adapter.name == id) {
         return Ok(Json(adapter_card(serving, adapter)));
