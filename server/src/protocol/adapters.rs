@@ -1,8 +1,9 @@
 //! `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`, in vLLM's spelling.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadAdapterRequest {
     pub lora_name: String,
@@ -13,7 +14,7 @@ pub struct LoadAdapterRequest {
     pub load_inplace: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnloadAdapterRequest {
     pub lora_name: String,
