@@ -3,6 +3,7 @@
 //! [`Engine::start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] takes a [`GenerateRequest`] and gives an
 //! [`EventStream`]. The modules are public for those who test or drive the parts: [`step_loop`] shows how they meet.
 
+mod adapter;
 mod batch;
 mod config;
 mod constraint;
@@ -28,6 +29,7 @@ mod stats;
 pub mod step_loop;
 mod stop;
 
+pub use adapter::LoadedAdapter;
 pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask, regex_in_grammar};
 pub use detokenizer::{Detokenizer, TokenText};

@@ -237,6 +237,7 @@ impl EngineCore {
         let tokens = self.scheduler.plan().tokens;
         if tokens > 0 {
             self.batch.build(&self.scheduler);
+            self.add_adapters();
             self.prepare_masks();
             match self.forward() {
                 Ok(()) => {
@@ -431,6 +432,15 @@ impl EngineCore {
         debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
     }
 
+    /// Tells the batch which sequences run with adapters.
+    fn add_adapters(&mut self) {
+        let entries = &self.scheduler.plan().entries;
+        let adapters = entries.iter().map(|entry| self.generations.get(&entry.key)?.adapter().cloned());
+        if adapters.clone().any(|adapter| adapter.is_some()) {
+            self.batch.input.adapters.extend(adapters);
+        }
+    }
+
     /// What is evicted is kept, then what is about to be written by one of several holders is copied, then what can be read
     /// back is: in this order, since the blocks may be the same.
     fn move_blocks(&mut self) -> Result<(), RunnerError> {
@@ -490,7 +500,10 @@ impl EngineCore {
         let stats = &self.shared.stats;
         stats.steps.add(1);
         stats.iteration_tokens.observe(self.scheduler.plan().tokens as f64);
-        self.runner.forward(&self.batch.input, &mut self.logits)?;
+        let computed = self.runner.forward(&self.batch.input, &mut self.logits);
+        // An idle engine keeps no adapter alive.
+        self.batch.input.adapters.clear();
+        computed?;
         let (rows, width) = (self.batch.input.logit_rows.len(), self.vocab_size);
         if self.logits.len() != rows * width {
             let got = self.logits.len();

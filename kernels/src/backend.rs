@@ -1,6 +1,7 @@
 //! The operations a decoder is made of, over a backend's own memory. A model is written once against this trait.
 
 use crate::cpu::Form;
+use crate::low_rank::LowRankUpdate;
 use crate::packed::{PackError, Stored};
 use std::ops::Range;
 
@@ -174,6 +175,18 @@ pub trait Backend: Send {
     fn linear(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
     /// `out` += x · layerᵀ: the residual stream.
     fn linear_add(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
+    /// Whether [`Backend::add_low_rank`] is there.
+    fn takes_low_rank(&self) -> bool {
+        false
+    }
+    /// Adds low-rank updates to what a linear layer made of `x`, whose form has f32 too; no two of them share a row and an
+    /// output.
+    ///
+    /// # Panics
+    /// If the backend does not take them.
+    fn add_low_rank(&mut self, _x: &Self::Rows, _updates: &[LowRankUpdate<'_>], _out: &mut Self::Matrix) {
+        panic!("this backend takes no low-rank updates");
+    }
     /// `out` = x · layerᵀ in host memory, rows one after another.
     fn logits(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Vec<f32>);
 

@@ -1,6 +1,7 @@
 //! GPT-NeoX (Pythia, Dolly, RedPajama): both sub-layers read the same residual stream, each through its own layer norm,
 //! and both are added to it; some models of the family take them one after the other instead.
 
+use crate::adapter::LayerSites;
 use crate::layers::{
     Attention, Block, Decoder, FeedForward, HeadNorm, Join, Layer, LayerLoader, Mlp, Norm, NormKind, QkvOrder, Run,
 };
@@ -21,13 +22,17 @@ impl<B: Backend> Layer<B> for Parallel<B> {
         &mut self.attention
     }
 
+    fn sites(&self) -> LayerSites {
+        LayerSites { attention: Some(self.attention.order), feed_forward: Some(self.feed_forward.gated) }
+    }
+
     fn forward(&self, run: &mut Run<'_, B>) {
-        let form = self.attention.form(run.backend);
+        let form = self.attention.form(run);
         self.attention_norm.read(run.backend, run.residual, None, (run.rows, form));
         self.attention.run(run);
-        self.attention.output.run(run.backend, run.rows, run.mixed);
+        run.mix(&self.attention.output);
 
-        let form = self.feed_forward.form(run.backend);
+        let form = self.feed_forward.form(run);
         self.feed_forward_norm.read(run.backend, run.residual, None, (run.rows, form));
         self.feed_forward.hidden(run);
         run.join(&self.feed_forward.down, &Join::Add);

@@ -10,6 +10,7 @@ mod loader;
 mod moe;
 mod norm;
 mod rope;
+mod updates;
 
 pub(crate) use attention::{Attention, HeadNorm, QkvOrder};
 pub(crate) use block::{Block, Join};

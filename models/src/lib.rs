@@ -1,5 +1,6 @@
 //! Model execution: where weights come from, how they are read, and one readable forward pass an architecture.
 
+mod adapter;
 mod config;
 mod error;
 mod fill_in_the_middle;
@@ -19,6 +20,7 @@ mod tokenizer;
 mod traffic;
 mod weights;
 
+pub use adapter::{Adapter, AdapterSites};
 pub use config::{
     Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
     RopeStyle,

@@ -104,6 +104,7 @@ fn step(window: &[u32], start: usize, logits: std::ops::Range<usize>, blocks: us
         block_table_starts: vec![0, table.len() as u32],
         block_tables: table,
         logit_rows: logits.map(|position| (position - start) as u32).collect(),
+        adapters: Vec::new(),
     }
 }
 

@@ -30,6 +30,16 @@ const KNOWN: [(&str, &str); 20] = [
     ("gptneox", "GPTNeoXForCausalLM"),
 ];
 
+/// The name published files of `architecture`, which may be a GGUF file's, go by.
+pub(crate) fn hub_name(architecture: &str) -> &str {
+    KNOWN.iter().find(|(gguf, _)| *gguf == architecture).map_or(architecture, |(_, hub)| hub)
+}
+
+/// The GGUF name of an architecture by either of its names.
+pub(crate) fn family(architecture: &str) -> Option<&'static str> {
+    KNOWN.iter().find(|(gguf, hub)| *gguf == architecture || *hub == architecture).map(|(gguf, _)| *gguf)
+}
+
 /// Loads the weights of the architecture `config` names onto `backend`.
 pub(crate) fn build<B: Backend + 'static>(
     backend: B,

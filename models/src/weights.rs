@@ -5,6 +5,7 @@ mod safetensors;
 
 use crate::ModelError;
 use crate::gguf::GgufFile;
+pub(crate) use names::Names;
 use rill_kernels::{Dtype, Stored, dequantize};
 pub(crate) use safetensors::Safetensors;
 use std::borrow::Cow;

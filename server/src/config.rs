@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use rill_models::Pooling;
 
+use crate::adapters::AdapterLimits;
 use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
@@ -66,6 +67,9 @@ pub struct ServeConfig {
     pub reasoning_parser: Option<ReasoningParser>,
     /// `None`: as the model's files say.
     pub pooling: Option<Pooling>,
+    /// LoRA adapters to load at start, by name.
+    pub lora: Vec<(String, PathBuf)>,
+    pub lora_limits: AdapterLimits,
 }
 
 /// What embeddings are made of, where it is not left to the model's files.
@@ -369,6 +373,12 @@ impl ServeConfig {
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
             pooling: flags.pooling.map(Pooling::from),
+            lora: flags.lora.iter().map(|text| named_path(text)).collect::<Result<_, _>>()?,
+            lora_limits: AdapterLimits {
+                count_max: at_least_one("max-loras", flags.max_loras, 4096)?,
+                rank_max: at_least_one("max-lora-rank", flags.max_lora_rank, 4096)?,
+                at_run_time: flags.enable_runtime_lora,
+            },
         })
     }
 }
@@ -401,6 +411,14 @@ impl EngineLimits {
                 ),
             }),
         }
+    }
+}
+
+/// `NAME=PATH`.
+fn named_path(text: &str) -> Result<(String, PathBuf), ConfigError> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        _ => Err(ConfigError { flag: "lora", reason: format!("must be NAME=PATH, not {text}") }),
     }
 }
 

@@ -1,5 +1,6 @@
 //! rill as a library: what the binary and the tests share.
 
+pub mod adapters;
 pub mod answer;
 pub mod anthropic_request;
 pub mod anthropic_stream;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rill_engine::spill::{DiskTier, SpillError, SpillTier};
 use rill_engine::{Engine, EngineConfig, EngineHandle, Extras, ModelRunner, Runner};
-use rill_models::{FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling, SourceOptions};
+use rill_models::{
+    AdapterSites, FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling, SourceOptions,
+};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
+use crate::adapters::{AdapterError, Adapters};
 use crate::app::{AppState, Serving, metrics_router, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
@@ -55,6 +58,8 @@ pub enum StartError {
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
     Engine(#[from] rill_engine::StartError),
+    #[error("--lora {name}={path}: {error}")]
+    Adapter { name: String, path: String, error: AdapterError },
     #[error("--kv-spill-path: {0}")]
     Spill(#[from] SpillError),
     #[error("loading the model failed; see the log")]
@@ -217,6 +222,9 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let template =
         template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
 
+    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
+    let adapters = adapters(config, model.adapter_sites().cloned(), &names)?;
+
     let shape = model.shape().clone();
     let limits = &config.engine;
     let draft = match &config.draft_model {
@@ -262,12 +270,12 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     };
     let engine = Engine::start_with(Box::new(runner), tokenizer.clone(), engine_config, Extras { tier, draft })?;
 
-    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let mut hasher = DefaultHasher::new();
     (&names[0], &description, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     let serving = Serving {
         engine,
         names,
+        adapters,
         tool_format: config.tool_call_parser.unwrap_or_else(|| {
             template.as_ref().map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.source()))
         }),
@@ -290,6 +298,22 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         fingerprint: format!("rill_{:016x}", hasher.finish()),
     };
     Ok(Loaded { serving, description, kv_bytes: capacity * kv_bytes_per_token })
+}
+
+/// The adapters named on the command line. Without a place for any, what would load them is refused.
+fn adapters(config: &ServeConfig, sites: Option<AdapterSites>, names: &[String]) -> Result<Adapters, StartError> {
+    if sites.is_none() && config.lora_limits.at_run_time {
+        return Err(ConfigError::new("enable-runtime-lora", AdapterError::Device.to_string()).into());
+    }
+    let adapters = Adapters::new(sites, config.lora_limits, names);
+    for (name, path) in &config.lora {
+        adapters.load(name, path, false).map_err(|error| StartError::Adapter {
+            name: name.clone(),
+            path: path.display().to_string(),
+            error,
+        })?;
+    }
+    Ok(adapters)
 }
 
 /// The operator's template, else the model's. A model's own that does not compile costs chat, not the server.

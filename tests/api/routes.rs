@@ -13,7 +13,8 @@ fn models_are_listed() {
     let card = &list["data"][0];
     assert_eq!(
         *card,
-        json!({"id": MODEL, "object": "model", "created": 1, "owned_by": "rill", "root": MODEL, "max_model_len": 512})
+        json!({"id": MODEL, "object": "model", "created": 1, "owned_by": "rill", "root": MODEL, "parent": null,
+                "max_model_len": 512})
     );
     assert_eq!(list["data"][1]["id"], "alias");
     // An id with a slash, escaped or not.

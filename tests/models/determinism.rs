@@ -99,6 +99,7 @@ fn request(prompt: &[u32], max_tokens: u32, sampling: SamplingParams) -> Generat
         cache_salt: None,
         tenant: None,
         grammar: None,
+        adapter: None,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod python;
 pub mod reference;
 pub mod server_process;
 pub mod single_sequence;
+pub mod tiny_adapters;
 pub mod tiny_gguf;
 pub mod tiny_models;
 pub mod tiny_parity;

@@ -144,6 +144,32 @@ fn transposed(tensor: TinyTensor) -> TinyTensor {
     TinyTensor { shape: vec![width, height], values }
 }
 
+fn write_file(path: &Path, metadata: &[(String, Meta)], tensors: &BTreeMap<String, TinyTensor>) {
+    let mut out = b"GGUF".to_vec();
+    out.extend(3_u32.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        out.extend((key.len() as u64).to_le_bytes());
+        out.extend(key.as_bytes());
+        value.write(&mut out);
+    }
+    let mut data: Vec<u8> = Vec::new();
+    for (name, tensor) in tensors {
+        data.resize(data.len().next_multiple_of(32), 0);
+        out.extend((name.len() as u64).to_le_bytes());
+        out.extend(name.as_bytes());
+        out.extend((tensor.shape.len() as u32).to_le_bytes());
+        tensor.shape.iter().rev().for_each(|&n| out.extend((n as u64).to_le_bytes()));
+        out.extend(0_u32.to_le_bytes());
+        out.extend((data.len() as u64).to_le_bytes());
+        data.extend(tensor.values.iter().flat_map(|v| v.to_le_bytes()));
+    }
+    out.resize(out.len().next_multiple_of(32), 0);
+    out.extend(data);
+    std::fs::write(path, out).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
 impl TinyModel {
     fn number(&self, names: &[&str]) -> Option<f64> {
         names.iter().find_map(|name| self.config[name].as_f64())
@@ -168,30 +194,31 @@ impl TinyModel {
 
     /// Writes the model as one file, every tensor in f32.
     pub fn write_gguf(&self, path: &Path) {
-        let (metadata, tensors) = (self.metadata(), self.gguf_tensors());
-        let mut out = b"GGUF".to_vec();
-        out.extend(3_u32.to_le_bytes());
-        out.extend((tensors.len() as u64).to_le_bytes());
-        out.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in &metadata {
-            out.extend((key.len() as u64).to_le_bytes());
-            out.extend(key.as_bytes());
-            value.write(&mut out);
+        write_file(path, &self.metadata(), &self.gguf_tensors());
+    }
+
+    /// Writes factors A and B of published modules as an adapter of this model.
+    pub(crate) fn write_gguf_adapter<'a>(
+        &self,
+        path: &Path,
+        alpha: f32,
+        factors: impl Iterator<Item = (&'a str, &'a TinyTensor, &'a TinyTensor)>,
+    ) {
+        let metadata = [
+            ("general.type".to_owned(), Meta::Str("adapter".to_owned())),
+            ("general.architecture".to_owned(), Meta::Str(self.gguf_architecture().to_owned())),
+            ("adapter.type".to_owned(), Meta::Str("lora".to_owned())),
+            ("adapter.lora.alpha".to_owned(), Meta::F32(alpha)),
+        ];
+        let mut tensors = BTreeMap::new();
+        for (module, a, b) in factors {
+            // B's rows are the matrix's own; unlike GPT-2's matrices, its factors are not turned.
+            let (name, rows) = self.convert(&format!("{module}.weight"), b.clone());
+            let rows = if self.gguf_architecture() == "gpt2" { b.clone() } else { rows };
+            tensors.insert(format!("{name}.lora_a"), a.clone());
+            tensors.insert(format!("{name}.lora_b"), rows);
         }
-        let mut data: Vec<u8> = Vec::new();
-        for (name, tensor) in &tensors {
-            data.resize(data.len().next_multiple_of(32), 0);
-            out.extend((name.len() as u64).to_le_bytes());
-            out.extend(name.as_bytes());
-            out.extend((tensor.shape.len() as u32).to_le_bytes());
-            tensor.shape.iter().rev().for_each(|&n| out.extend((n as u64).to_le_bytes()));
-            out.extend(0_u32.to_le_bytes());
-            out.extend((data.len() as u64).to_le_bytes());
-            data.extend(tensor.values.iter().flat_map(|v| v.to_le_bytes()));
-        }
-        out.resize(out.len().next_multiple_of(32), 0);
-        out.extend(data);
-        std::fs::write(path, out).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        write_file(path, &metadata, &tensors);
     }
 
     fn metadata(&self) -> Vec<(String, Meta)> {

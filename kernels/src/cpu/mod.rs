@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod kv_cache;
 mod linear;
+mod low_rank;
 mod norm;
 mod rows;
 pub(crate) mod simd;
@@ -13,6 +14,7 @@ pub use rows::{Form, Rows};
 pub use simd::Isa;
 
 use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, RowDtype, StepInput};
+use crate::low_rank::LowRankUpdate;
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
@@ -29,6 +31,8 @@ pub struct CpuBackend {
     pool: Pool,
     kv_dtype: KvDtype,
     row_dtype: RowDtype,
+    /// What low-rank updates hold between their two products.
+    low_rank: Buffer<f32>,
 }
 
 /// Matrices of one linear layer, side by side.
@@ -90,7 +94,13 @@ impl CpuBackend {
     /// If `isa` is not available.
     pub fn new(threads: usize, isa: Isa) -> CpuBackend {
         assert!(isa.available(), "this processor has no {}", isa.name());
-        CpuBackend { isa, pool: Pool::new(threads), kv_dtype: KvDtype::default(), row_dtype: RowDtype::default() }
+        CpuBackend {
+            isa,
+            pool: Pool::new(threads),
+            kv_dtype: KvDtype::default(),
+            row_dtype: RowDtype::default(),
+            low_rank: Buffer::default(),
+        }
     }
 
     /// The same with KV caches of `dtype`.
@@ -310,6 +320,16 @@ impl Backend for CpuBackend {
         let width = layer.rows();
         assert!(out.rows == x.rows && out.width == width, "the residual stream has another shape");
         linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (&mut out.data, width, Store::Add));
+    }
+
+    fn takes_low_rank(&self) -> bool {
+        true
+    }
+
+    fn add_low_rank(&mut self, x: &Rows, updates: &[LowRankUpdate<'_>], out: &mut Matrix) {
+        assert_eq!(out.rows, x.rows, "an output row for each row");
+        let out = (&mut out.data[..], out.width);
+        low_rank::add(self.isa, &mut self.pool, x, updates, out, &mut self.low_rank);
     }
 
     fn logits(&mut self, layer: &Linear, x: &Rows, out: &mut Vec<f32>) {

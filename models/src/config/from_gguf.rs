@@ -61,6 +61,11 @@ const SOFTMAX_GATING: u32 = 1;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
+/// Whether GGUF files of this architecture turn neighbours.
+pub(crate) fn turns_neighbours(architecture: &str) -> bool {
+    INTERLEAVED.contains(&architecture)
+}
+
 impl ModelConfig {
     /// Reads the configuration of a GGUF file. A missing or wrong key is [`ModelError::Format`] naming it.
     pub fn from_gguf(file: &GgufFile) -> Result<ModelConfig, ModelError> {

@@ -22,6 +22,11 @@ const INTERLEAVED: [&str; 8] = [
     "GlmForCausalLM",
 ];
 
+/// Whether files published for this class turn neighbours.
+pub(crate) fn turns_neighbours(architecture: &str) -> bool {
+    INTERLEAVED.contains(&architecture)
+}
+
 impl ModelConfig {
     /// Reads the configuration of a model directory. A missing or wrong field is [`ModelError::Format`] naming it.
     pub fn from_dir(dir: &Path) -> Result<ModelConfig, ModelError> {

@@ -4,6 +4,7 @@ use super::decoder::Run;
 use super::dense::Dense;
 use super::loader::LayerLoader;
 use crate::ModelError;
+use crate::adapter::Projection;
 use crate::config::{ModelConfig, RopeStyle};
 use crate::weights::{Matrix, interleaved_row};
 use rill_kernels::{AttentionShape, Backend, Form, Rope};
@@ -45,6 +46,8 @@ pub(crate) struct Attention<B: Backend> {
     pub(crate) output: Dense<B>,
     /// Index into the decoder's kinds.
     pub(crate) kind: usize,
+    /// How the file's fused matrix goes, if it has one.
+    pub(crate) order: QkvOrder,
 }
 
 impl<B: Backend> Attention<B> {
@@ -94,27 +97,29 @@ impl<B: Backend> Attention<B> {
             ],
         };
         Ok(Attention {
-            qkv,
+            qkv: qkv.updatable(Projection::Qkv),
             norms,
             norm_eps: config.norm_eps,
-            output: at.dense("attn_output", hidden, queries)?,
+            output: at.dense("attn_output", hidden, queries)?.updatable(Projection::AttentionOutput),
             kind: 0,
+            order,
         })
     }
 
     /// The form of rows it reads.
-    pub(crate) fn form(&self, backend: &B) -> Form {
-        self.qkv.form(backend)
+    pub(crate) fn form(&self, run: &Run<'_, B>) -> Form {
+        run.form(&self.qkv)
     }
 
     /// Attends: `run.rows` in, and out in the form the output projection reads.
     pub(crate) fn run(&self, run: &mut Run<'_, B>) {
         let kind = &run.kinds[self.kind];
         self.qkv.run(run.backend, run.rows, run.wide);
+        run.update_wide(&self.qkv);
         for (columns, weight) in &self.norms {
             run.backend.rms_norm_in_place(run.wide, columns.clone(), weight, self.norm_eps);
         }
-        let form = self.output.form(run.backend);
+        let form = run.form(&self.output);
         let step = &mut run.steps[self.kind];
         run.backend.attention(run.wide, kind.heads, run.input, step, run.cache, (run.rows, form));
     }

@@ -6,6 +6,7 @@ use super::feed_forward::FeedForward;
 use super::loader::LayerLoader;
 use super::norm::{Norm, NormKind};
 use crate::ModelError;
+use crate::adapter::LayerSites;
 use rill_kernels::Backend;
 
 /// How a sub-layer's output joins the residual stream.
@@ -59,8 +60,16 @@ impl<B: Backend> Layer<B> for Block<B> {
         &mut self.attention
     }
 
+    fn sites(&self) -> LayerSites {
+        let feed_forward = match &self.feed_forward {
+            FeedForward::Mlp(mlp) => Some(mlp.gated),
+            FeedForward::Experts(_) => None,
+        };
+        LayerSites { attention: Some(self.attention.order), feed_forward }
+    }
+
     fn forward(&self, run: &mut Run<'_, B>) {
-        let form = self.attention.form(run.backend);
+        let form = self.attention.form(run);
         self.attention_norm.read(run.backend, run.residual, None, (run.rows, form));
         self.attention.run(run);
         run.join(&self.attention.output, &self.attention_join);

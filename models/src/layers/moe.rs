@@ -101,7 +101,8 @@ impl<B: Backend> Experts<B> {
         }
         if let Some(shared) = &self.shared {
             let weights = shared.weights(run, norm, rows);
-            norm.read(run.backend, run.residual, None, (run.rows, shared.mlp.form(run.backend)));
+            let form = shared.mlp.form(run);
+            norm.read(run.backend, run.residual, None, (run.rows, form));
             shared.mlp.hidden(run);
             shared.mlp.down.run(run.backend, run.rows, run.wide);
             let all: Vec<u32> = (0..rows as u32).collect();

@@ -1,9 +1,9 @@
 //! What each architecture's published safetensors call the tensors whose GGUF names rill uses.
 
 /// Hub names of one family of architectures.
-pub(super) struct Names {
+pub(crate) struct Names {
     /// What may precede the decoder's names; the first that leads to an embedding table counts.
-    pub roots: &'static [&'static str],
+    pub(crate) roots: &'static [&'static str],
     /// Between root and layer number.
     layers: &'static str,
     /// GGUF and hub names of tensors outside layers, and of parts of a layer.
@@ -121,7 +121,7 @@ static GPT_NEOX: Names = Names {
 
 impl Names {
     /// The names of an architecture, by its hub name.
-    pub(super) fn of(architecture: &str) -> &'static Names {
+    pub(crate) fn of(architecture: &str) -> &'static Names {
         match architecture {
             "Gemma2ForCausalLM" | "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => &SANDWICH,
             "Olmo2ForCausalLM" => &POST_NORM,
@@ -143,7 +143,7 @@ impl Names {
     }
 
     /// The hub name of GGUF tensor `name` below `root`: `blk.3.attn_q.bias` → `model.layers.3.self_attn.q_proj.bias`.
-    pub(super) fn hub(&self, root: &str, name: &str) -> Option<String> {
+    pub(crate) fn hub(&self, root: &str, name: &str) -> Option<String> {
         let (stem, suffix) = name.rsplit_once('.')?;
         let Some((layer, part)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
             let hub = self.look_up(stem)?;

@@ -104,6 +104,18 @@ pub struct ServeFlags {
     /// What embeddings are made of [default: what the model's files say, or else `last`].
     #[arg(long, env = "RILL_POOLING", value_enum)]
     pub pooling: Option<PoolingFlag>,
+    /// LoRA adapter to offer as a model, NAME=PATH: a directory as PEFT saves it or a GGUF file; several may be given.
+    #[arg(long, env = "RILL_LORA", value_delimiter = ',')]
+    pub lora: Vec<String>,
+    /// LoRA adapters in memory at once.
+    #[arg(long, env = "RILL_MAX_LORAS", default_value_t = 8)]
+    pub max_loras: usize,
+    /// Largest rank of a LoRA adapter.
+    #[arg(long, env = "RILL_MAX_LORA_RANK", default_value_t = 64)]
+    pub max_lora_rank: usize,
+    /// Let requests load and unload LoRA adapters: they name files of this machine.
+    #[arg(long, env = "RILL_ENABLE_RUNTIME_LORA")]
+    pub enable_runtime_lora: bool,
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,
