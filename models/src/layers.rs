@@ -5,14 +5,17 @@ mod block;
 mod decoder;
 mod dense;
 mod feed_forward;
+mod latent;
 mod loader;
 mod moe;
 mod norm;
+mod parallel;
 mod rope;
 
 pub(crate) use attention::{Attention, HeadNorm, QkvOrder};
 pub(crate) use block::{Block, Join};
-pub(crate) use decoder::{Decoder, Layer, Run};
+pub(crate) use decoder::Decoder;
 pub(crate) use feed_forward::{FeedForward, Mlp};
 pub(crate) use loader::LayerLoader;
 pub(crate) use norm::{Norm, NormKind};
+pub(crate) use parallel::Parallel;

@@ -1,5 +1,7 @@
 //! Model execution: where weights come from, how they are read, and one readable forward pass an architecture.
 
+mod candle;
+mod cohere;
 mod config;
 mod error;
 mod forward;
@@ -19,12 +21,13 @@ mod traffic;
 mod weights;
 
 pub use config::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, LatentConfig, ModelConfig, RopeConfig,
+    RopeScaling, RopeStyle, Routing,
 };
 pub use error::ModelError;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
-pub use load::{Device, LoadOptions, LoadedModel, load, load_on};
+pub use load::{Device, LoadOptions, LoadedModel, Runner, load, load_on};
 pub use perplexity::{Score, Windows, perplexity};
 pub use rill_kernels::{Isa, KvDtype, RowDtype};
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};

@@ -152,7 +152,13 @@ mod tests {
     }
 
     fn counting() -> Counting {
-        let shape = ModelShape { vocab_size: 10, context_len: 300, kv_bytes_per_token: 1 };
+        let shape = ModelShape {
+            vocab_size: 10,
+            context_len: 300,
+            kv_bytes_per_token: 1,
+            window_tokens: None,
+            running_max: None,
+        };
         Counting { shape, seen: Vec::new() }
     }
 

@@ -9,5 +9,6 @@ pub mod reference;
 pub mod server_process;
 pub mod single_sequence;
 pub mod tiny_gguf;
+mod tiny_latent;
 pub mod tiny_models;
 pub mod tiny_parity;

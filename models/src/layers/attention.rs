@@ -2,6 +2,7 @@
 
 use super::decoder::Run;
 use super::dense::Dense;
+use super::latent::Latent;
 use super::loader::LayerLoader;
 use crate::ModelError;
 use crate::config::{ModelConfig, RopeStyle};
@@ -37,14 +38,22 @@ pub(crate) enum HeadNorm {
 
 /// An attention layer's weights; its output projection is left to the caller, who knows where the result goes.
 pub(crate) struct Attention<B: Backend> {
-    /// Queries, keys and values side by side.
-    qkv: Dense<B>,
-    /// Columns and weight of each.
-    norms: Vec<(Range<usize>, B::Vector)>,
-    norm_eps: f32,
+    inputs: Inputs<B>,
     pub(crate) output: Dense<B>,
     /// Index into the decoder's kinds.
     pub(crate) kind: usize,
+}
+
+/// Where queries, keys and values come from.
+enum Inputs<B: Backend> {
+    Heads {
+        /// All three side by side.
+        qkv: Dense<B>,
+        /// Columns and weight of each.
+        norms: Vec<(Range<usize>, B::Vector)>,
+        norm_eps: f32,
+    },
+    Latent(Latent<B>),
 }
 
 impl<B: Backend> Attention<B> {
@@ -56,6 +65,11 @@ impl<B: Backend> Attention<B> {
     ) -> Result<Attention<B>, ModelError> {
         let config = at.config();
         let (dim, hidden) = (config.head_dim, config.hidden_size);
+        if let Some(latent) = &config.latent {
+            let inputs = Inputs::Latent(Latent::load(at, latent)?);
+            let output = at.dense("attn_output", hidden, config.heads * latent.value_dim)?;
+            return Ok(Attention { inputs, output, kind: 0 });
+        }
         let (queries, keys) = (config.heads * dim, config.kv_heads * dim);
         let qkv = if at.has("attn_qkv") {
             fused(at, order, (queries, keys))?
@@ -94,9 +108,7 @@ impl<B: Backend> Attention<B> {
             ],
         };
         Ok(Attention {
-            qkv,
-            norms,
-            norm_eps: config.norm_eps,
+            inputs: Inputs::Heads { qkv, norms, norm_eps: config.norm_eps },
             output: at.dense("attn_output", hidden, queries)?,
             kind: 0,
         })
@@ -104,19 +116,31 @@ impl<B: Backend> Attention<B> {
 
     /// The form of rows it reads.
     pub(crate) fn form(&self, backend: &B) -> Form {
-        self.qkv.form(backend)
+        match &self.inputs {
+            Inputs::Heads { qkv, .. } => qkv.form(backend),
+            Inputs::Latent(latent) => latent.form(backend),
+        }
     }
 
     /// Attends: `run.rows` in, and out in the form the output projection reads.
     pub(crate) fn run(&self, run: &mut Run<'_, B>) {
         let kind = &run.kinds[self.kind];
-        self.qkv.run(run.backend, run.rows, run.wide);
-        for (columns, weight) in &self.norms {
-            run.backend.rms_norm_in_place(run.wide, columns.clone(), weight, self.norm_eps);
-        }
+        let qkv = match &self.inputs {
+            Inputs::Heads { qkv, norms, norm_eps } => {
+                qkv.run(run.backend, run.rows, run.wide);
+                for (columns, weight) in norms {
+                    run.backend.rms_norm_in_place(run.wide, columns.clone(), weight, *norm_eps);
+                }
+                &*run.wide
+            }
+            Inputs::Latent(latent) => {
+                latent.run(run, kind.heads);
+                &*run.mixed
+            }
+        };
         let form = self.output.form(run.backend);
         let step = &mut run.steps[self.kind];
-        run.backend.attention(run.wide, kind.heads, run.input, step, run.cache, (run.rows, form));
+        run.backend.attention(qkv, kind.heads, run.input, step, run.cache, (run.rows, form));
     }
 }
 
@@ -156,6 +180,7 @@ pub(crate) fn kinds(config: &ModelConfig) -> Result<(Vec<AttentionKind>, Vec<usi
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
+                value_dim: config.latent.as_ref().map_or(config.head_dim, |latent| latent.value_dim),
                 scale: config.attention_scale.unwrap_or(1.0 / (config.head_dim as f32).sqrt()),
                 window: config.sliding_window.filter(|_| slides),
                 softcap: config.attention_softcap,
