@@ -97,6 +97,33 @@ impl Model for CandleModel {
         Ok(())
     }
 
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ModelError> {
+        for &(from, to) in pairs {
+            let start = from as usize * self.block_size;
+            self.slots.copy_within(start..start + self.block_size, to as usize * self.block_size);
+        }
+        Ok(())
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.block_size * size_of::<u32>()
+    }
+
+    fn read_block(&mut self, block: u32, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        let slots = &self.slots[block as usize * self.block_size..][..self.block_size];
+        out.clear();
+        out.extend(slots.iter().flat_map(|token| token.to_le_bytes()));
+        Ok(())
+    }
+
+    fn write_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        let slots = &mut self.slots[block as usize * self.block_size..][..self.block_size];
+        for (slot, bytes) in slots.iter_mut().zip(bytes.chunks_exact(size_of::<u32>())) {
+            *slot = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Ok(())
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
         for (&slot, &token) in input.slot_mapping.iter().zip(&input.token_ids) {
             self.slots[slot as usize] = token;

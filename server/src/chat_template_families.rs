@@ -88,10 +88,3 @@ fn families_render_as_transformers_renders_them() {
     assert!(wrong.is_empty(), "{} of {rows} rows differ:\n{}", wrong.len(), wrong.join("\n"));
     assert!(rows > 300, "{rows} rows");
 }
-
-#[test]
-fn temporary() {
-    let (wrong, rows) =
-        differing(Path::new("/work/target/archs-py/ct.json"), Path::new("/work/target/archs-py/ct"));
-    assert!(wrong.is_empty(), "{} of {rows} rows differ:\n{}", wrong.len(), wrong.join("\n"));
-}

@@ -108,7 +108,7 @@ MODELS = {
         "Starcoder2ForCausalLM", "starcoder2", norm_epsilon=1e-5, use_bias=True, hidden_act="gelu_pytorch_tanh",
         sliding_window=11, tie_word_embeddings=True), "rms_norm_eps"),
     "olmo": without(model("OlmoForCausalLM", "olmo", attention_bias=False, clip_qkv=None), "rms_norm_eps"),
-    "olmo3": model("Olmo3ForCausalLM", "olmo3", sliding_window=9, num_hidden_layers=4, rope_scaling={
+    "olmo3": model("Olmo3ForCausalLM", "olmo3", sliding_window=9, num_hidden_layers=4, rope_theta=5e5, rope_scaling={
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
         "beta_slow": 1.0}),
     "cohere": without(model("CohereForCausalLM", "cohere", layer_norm_eps=1e-5, logit_scale=0.25, use_qk_norm=False,
