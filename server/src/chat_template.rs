@@ -72,6 +72,8 @@ pub struct RenderInput<'a> {
 impl ChatTemplate {
     /// Compiles `source`. The tokens are spelled as in the vocabulary; empty where the model has none.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self, TemplateError> {
+        // Jinja has one kind of line break, whatever a template's file has.
+        let source = &source.replace("\r\n", "\n").replace('\r', "\n");
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);

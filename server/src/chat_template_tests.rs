@@ -96,6 +96,7 @@ fn the_environment_is_hugging_faces() {
             "2 role content",
         ),
         ("{{ strftime_now('%Y') | length }}", "4"),
+        ("a\r\nb\r{{ 'c\r\nd' }}", "a\nb\nc\nd"),
         (
             "{{ {'a': [1, none, true, \"it's\"]} }} {{ [1] | string }} {{ 1 | string }}",
             "{'a': [1, None, True, \"it's\"]} [1] 1",
