@@ -45,6 +45,7 @@ pub(crate) fn load(kind: &ModelKind, config: &ModelConfig, threads: usize) -> Re
         .map_err(|error| ModelError::Device(format!("threads for candle: {error}")))?;
     let shape = ModelShape {
         vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
         context_len: config.context_len,
         // What candle keeps for its one sequence, in f32.
         kv_bytes_per_token: 2 * size_of::<f32>() * config.layers * config.kv_heads * config.head_dim,

@@ -4,6 +4,7 @@ mod candle;
 mod cohere;
 mod config;
 mod error;
+mod fill_in_the_middle;
 mod forward;
 mod gemma;
 mod gguf;
@@ -21,10 +22,11 @@ mod traffic;
 mod weights;
 
 pub use config::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, LatentConfig, ModelConfig, RopeConfig,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, LatentConfig, ModelConfig, Pooling, RopeConfig,
     RopeScaling, RopeStyle, Routing,
 };
 pub use error::ModelError;
+pub use fill_in_the_middle::FillInTheMiddle;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, Runner, load, load_on};

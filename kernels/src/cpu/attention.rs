@@ -88,7 +88,7 @@ pub(super) fn attention(
     }
 
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
-    let whole = !form.q8 || heads.value_dim.is_multiple_of(GROUP);
+    let whole = !form.grouped() || heads.value_dim.is_multiple_of(GROUP);
     let target = if whole { &mut *out } else { &mut step.compact };
     let target = target.reset(rows, heads.out_width(), if whole { form } else { Form::F32 });
     let (plan, states) = step.plan.begin();

@@ -7,7 +7,9 @@ use std::path::Path;
 use serde_json::Value;
 use sparse::{experts, latent, latent_scale};
 
-use super::{Activation, ChatTemplates, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle};
+use super::{
+    Activation, ChatTemplates, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling, RopeStyle,
+};
 use crate::ModelError;
 
 /// Architectures whose published weights turn neighbours; all others turn halves.
@@ -169,6 +171,8 @@ impl ModelConfig {
                 Some(file) => defaults(file)?,
                 None => GenerationDefaults::default(),
             },
+            pooling: Pooling::from_dir(dir)?,
+            fill_in_the_middle: None,
             architecture,
         };
         parsed.checked(&config.path)
@@ -176,9 +180,9 @@ impl ModelConfig {
 }
 
 /// A parsed JSON file and its path, for messages.
-struct JsonFile {
+pub(super) struct JsonFile {
     path: String,
-    root: Value,
+    pub(super) root: Value,
 }
 
 impl JsonFile {
@@ -192,7 +196,7 @@ impl JsonFile {
         }
     }
 
-    fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
+    pub(super) fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
         if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
