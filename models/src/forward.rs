@@ -61,6 +61,10 @@ pub struct ModelShape {
     pub context_len: usize,
     /// Bytes of KV cache one token takes over all layers.
     pub kv_bytes_per_token: usize,
+    /// Tokens before the next one that any layer still reads, if every layer slides a window.
+    pub window_tokens: Option<usize>,
+    /// More sequences than this must not run at once; `None`: no such limit.
+    pub running_max: Option<usize>,
 }
 
 /// A decoder ready to run. Implementations own their weights and KV cache; the engine owns which block is whose.

@@ -169,7 +169,14 @@ mod tests {
     }
 
     fn counting() -> Counting {
-        let shape = ModelShape { vocab_size: 10, hidden_size: 1, context_len: 300, kv_bytes_per_token: 1 };
+        let shape = ModelShape {
+            vocab_size: 10,
+            hidden_size: 1,
+            context_len: 300,
+            kv_bytes_per_token: 1,
+            window_tokens: None,
+            running_max: None,
+        };
         Counting { shape, seen: Vec::new() }
     }
 

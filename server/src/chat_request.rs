@@ -209,11 +209,12 @@ impl ChatPrompt {
                 "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE",
             ));
         };
+        let tools = self.fields.tools.as_deref().filter(|tools| !tools.is_empty());
+        let template = template.of_request(tools.is_some());
         let mut messages = Cow::Borrowed(&self.messages);
         if !template.writes_calls() {
             flatten(messages.to_mut());
         }
-        let tools = self.fields.tools.as_deref().filter(|tools| !tools.is_empty());
         if let (Some(tools), true) = (tools, self.fields.describe_tools && !template.shows_tools()) {
             describe(messages.to_mut(), tools);
         }

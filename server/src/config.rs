@@ -63,6 +63,7 @@ pub struct ServeConfig {
     pub gpu_memory_utilization: f64,
     pub kv_dtype: rill_models::KvDtype,
     pub row_dtype: Option<rill_models::RowDtype>,
+    pub runner: rill_models::Runner,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
     /// `None`: as the model's files say.
@@ -147,6 +148,27 @@ impl std::str::FromStr for Device {
             _ => return Err("one of auto, cpu, cuda and cuda:N is wanted".to_owned()),
         };
         Ok(Device(device))
+    }
+}
+
+/// What computes the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RunnerChoice {
+    /// Rill, or candle for architectures that only candle has.
+    Auto,
+    /// Rill.
+    Native,
+    /// candle-transformers: one sequence at a time on the CPU.
+    Candle,
+}
+
+impl From<RunnerChoice> for rill_models::Runner {
+    fn from(choice: RunnerChoice) -> rill_models::Runner {
+        match choice {
+            RunnerChoice::Auto => rill_models::Runner::Auto,
+            RunnerChoice::Native => rill_models::Runner::Native,
+            RunnerChoice::Candle => rill_models::Runner::Candle,
+        }
     }
 }
 
@@ -370,6 +392,7 @@ impl ServeConfig {
             gpu_memory_utilization,
             kv_dtype: flags.kv_cache_dtype.into(),
             row_dtype: flags.dtype.row_dtype(),
+            runner: flags.runner.into(),
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
             pooling: flags.pooling.map(Pooling::from),

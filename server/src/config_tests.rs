@@ -119,8 +119,10 @@ fn origins_and_keys() {
 
 #[test]
 fn the_instructions_are_this_processors_or_refused() {
-    use rill_models::Isa;
+    use rill_models::{Isa, Runner};
     assert_eq!(config("").unwrap().isa, None);
+    assert_eq!(config("").unwrap().runner, Runner::Auto);
+    assert_eq!(config("--runner candle").unwrap().runner, Runner::Candle);
     assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
     for (name, isa) in [
         ("avx512", Isa::Avx512),

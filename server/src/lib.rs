@@ -28,6 +28,7 @@ pub mod openapi;
 pub mod perplexity;
 pub mod prompt;
 pub mod protocol;
+pub mod python_repr;
 pub mod reasoning;
 pub mod response_output;
 pub mod response_store;

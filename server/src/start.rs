@@ -10,7 +10,8 @@ use std::time::Duration;
 use rill_engine::spill::{DiskTier, SpillError, SpillTier};
 use rill_engine::{Engine, EngineConfig, EngineHandle, Extras, ModelRunner, Runner};
 use rill_models::{
-    AdapterSites, FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling, SourceOptions,
+    AdapterSites, ChatTemplates, FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling,
+    SourceOptions,
 };
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -216,11 +217,11 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_dtype: config.kv_dtype,
         row_dtype: config.row_dtype,
+        runner: config.runner,
     };
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
         rill_models::load(&files, &options)?;
-    let template =
-        template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
+    let template = template(config, model_config.chat_template.unwrap_or_default(), &tokenizer)?;
 
     let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let adapters = adapters(config, model.adapter_sites().cloned(), &names)?;
@@ -247,7 +248,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         num_blocks,
         context_len: shape.context_len.min(capacity),
         max_batch_tokens: limits.batch_tokens_max,
-        max_running: limits.running_max,
+        max_running: limits.running_max.min(shape.running_max.unwrap_or(usize::MAX)),
         max_waiting: limits.queue_max,
         max_waiting_tokens: limits.queue_tokens_max,
         max_queue_wait_ms: limits.queue_wait_ms_max,
@@ -277,7 +278,9 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         names,
         adapters,
         tool_format: config.tool_call_parser.unwrap_or_else(|| {
-            template.as_ref().map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.source()))
+            template
+                .as_ref()
+                .map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.of_request(true).source()))
         }),
         reasoning: match config.reasoning_parser {
             Some(ReasoningParser::None) => None,
@@ -319,7 +322,7 @@ fn adapters(config: &ServeConfig, sites: Option<AdapterSites>, names: &[String])
 /// The operator's template, else the model's. A model's own that does not compile costs chat, not the server.
 fn template(
     config: &ServeConfig,
-    own: Option<String>,
+    own: ChatTemplates,
     tokenizer: &Arc<rill_models::Tokenizer>,
 ) -> Result<Option<ChatTemplate>, StartError> {
     let spelling = |id: Option<u32>| {
@@ -333,7 +336,15 @@ fn template(
         let source = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         return compile(&source).map(Some).map_err(|error| failed(error.to_string()));
     }
-    match own.map(|source| compile(&source)).transpose() {
+    // As transformers does it: named templates are for those who name them, but one of them is taken for tools.
+    let compiled = own.default.map(|source| {
+        let template = compile(&source)?;
+        match own.named.get("tool_use") {
+            Some(source) => template.with_tool_use(source),
+            None => Ok(template),
+        }
+    });
+    match compiled.transpose() {
         Ok(template) => Ok(template),
         Err(error) => {
             tracing::warn!(%error, "chat is off: give a template with --chat-template");

@@ -26,7 +26,16 @@ pub struct TinyTensor {
 
 /// Every model of the fixture, by name.
 pub fn all() -> BTreeMap<String, TinyModel> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fixtures/architectures.json");
+    read("architectures.json")
+}
+
+/// Models of architectures that rill has through candle alone.
+pub fn long_tail() -> BTreeMap<String, TinyModel> {
+    read("long_tail.json")
+}
+
+fn read(fixture: &str) -> BTreeMap<String, TinyModel> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fixtures").join(fixture);
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -13,7 +13,9 @@ pub use kv_cache::KvCache;
 pub use rows::{Form, Rows};
 pub use simd::Isa;
 
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, RowDtype, StepInput};
+use crate::backend::{
+    Activation, AttentionShape, Backend, CacheShape, ColumnRuns, KvDtype, Rope, RowDtype, StepInput,
+};
 use crate::low_rank::LowRankUpdate;
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
@@ -443,6 +445,17 @@ impl Backend for CpuBackend {
         self.update_rows(out, &|row, out| {
             let x = &x.data[row * x.width..][..x.width];
             out.iter_mut().zip(x).for_each(|(out, x)| *out += scale * x);
+        });
+    }
+
+    fn copy_columns(&mut self, x: &Matrix, runs: ColumnRuns, out: &mut Matrix) {
+        assert!(out.rows == x.rows && runs.fit(x.width, out.width), "columns beyond a matrix: {runs:?}");
+        self.update_rows(out, &|row, out| {
+            let x = &x.data[row * x.width..][..x.width];
+            for run in 0..runs.count {
+                let (from, to) = (runs.from.0 + run * runs.from.1, runs.to.0 + run * runs.to.1);
+                out[to..to + runs.width].copy_from_slice(&x[from..from + runs.width]);
+            }
         });
     }
 

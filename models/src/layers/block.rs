@@ -32,15 +32,19 @@ pub(crate) struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
-    /// Root-mean-square norms before both sub-layers, a gated feed-forward layer or experts.
-    pub(crate) fn pre_norm(at: &mut LayerLoader<'_, '_, B>, norm: HeadNorm) -> Result<Block<B>, ModelError> {
+    /// Norms of one kind before both sub-layers, a gated feed-forward layer or experts.
+    pub(crate) fn pre_norm(
+        at: &mut LayerLoader<'_, '_, B>,
+        norm: NormKind,
+        heads: HeadNorm,
+    ) -> Result<Block<B>, ModelError> {
         let join = || at.all.config.residual_scale.map_or(Join::Add, Join::Scaled);
         let (attention_join, feed_forward_join) = (join(), join());
         Ok(Block {
-            attention_norm: at.norm("attn_norm", NormKind::RootMeanSquare)?,
-            attention: Attention::load(at, QkvOrder::Blocks, norm)?,
+            attention_norm: at.norm("attn_norm", norm)?,
+            attention: Attention::load(at, QkvOrder::Blocks, heads)?,
             attention_join,
-            feed_forward_norm: at.norm("ffn_norm", NormKind::RootMeanSquare)?,
+            feed_forward_norm: at.norm("ffn_norm", norm)?,
             feed_forward: FeedForward::load(at)?,
             feed_forward_join,
         })
@@ -65,7 +69,7 @@ impl<B: Backend> Layer<B> for Block<B> {
             FeedForward::Mlp(mlp) => Some(mlp.gated),
             FeedForward::Experts(_) => None,
         };
-        LayerSites { attention: Some(self.attention.order), feed_forward }
+        LayerSites { attention: self.attention.sites(), feed_forward }
     }
 
     fn forward(&self, run: &mut Run<'_, B>) {

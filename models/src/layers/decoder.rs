@@ -139,6 +139,11 @@ pub(crate) struct Decoder<B: Backend, L> {
     buffers: Buffers<B>,
 }
 
+/// The longest window, unless a layer has none.
+fn longest_window(kinds: &[AttentionKind]) -> Option<usize> {
+    kinds.iter().map(|kind| kind.heads.window).collect::<Option<Vec<usize>>>()?.into_iter().max()
+}
+
 /// A device that failed fails the model: what it holds is lost.
 fn runtime(error: DeviceError) -> ModelError {
     ModelError::Runtime(error.to_string())
@@ -205,6 +210,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 hidden_size: hidden,
                 context_len: config.context_len,
                 kv_bytes_per_token,
+                window_tokens: longest_window(&kinds),
+                running_max: None,
             },
             hidden_size: hidden,
             embedding,
@@ -339,5 +346,23 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
             out.append(&mut states);
         }
         self.backend.check().map_err(runtime)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rill_kernels::{AttentionShape, Rope};
+
+    #[test]
+    fn blocks_may_go_once_every_layer_slides_past_them() {
+        let kinds = |windows: &[Option<usize>]| -> Vec<AttentionKind> {
+            let rope = Rope { inverse_frequencies: Vec::new(), factor: 1.0 };
+            let heads = |window| AttentionShape { window, ..AttentionShape::full(1, 1, 32, 1.0) };
+            windows.iter().map(|&window| AttentionKind { heads: heads(window), rope: rope.clone() }).collect()
+        };
+        assert_eq!(longest_window(&kinds(&[Some(8), Some(20)])), Some(20));
+        assert_eq!(longest_window(&kinds(&[Some(8), None])), None);
+        assert_eq!(longest_window(&kinds(&[None])), None);
     }
 }

@@ -1,5 +1,6 @@
 //! A linear layer with or without a bias.
 
+use super::decoder::Run;
 use crate::ModelError;
 use crate::adapter::Projection;
 use crate::weights::Matrix;
@@ -40,6 +41,13 @@ impl<B: Backend> Dense<B> {
         if let Some(bias) = &self.bias {
             backend.add_bias(out, bias);
         }
+    }
+
+    /// `run.wide` = the layer's output for the root-mean-square norm of `run.wide`.
+    pub(crate) fn run_normed(&self, run: &mut Run<'_, B>, norm: &B::Vector, eps: f32) {
+        let form = self.form(run.backend);
+        run.backend.rms_norm(run.wide, None, norm, eps, (run.next_rows, form));
+        self.run(run.backend, run.next_rows, run.wide);
     }
 
     /// `out` = activation(gate) · up, where the layer's output is the gate's values followed by up's.

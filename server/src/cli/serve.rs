@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser};
+use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser, RunnerChoice};
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -122,6 +122,10 @@ pub struct ServeFlags {
     /// Where to run the model: cpu, cuda, cuda:N, or auto, which is a GPU where there is one that works.
     #[arg(long, env = "RILL_DEVICE", default_value = "auto")]
     pub device: Device,
+    /// What computes the model: rill, or candle, which runs one sequence at a time on the CPU; auto takes candle for
+    /// architectures that only candle has.
+    #[arg(long, env = "RILL_RUNNER", value_enum, default_value = "auto")]
+    pub runner: RunnerChoice,
     /// Instructions the CPU kernels use; all give the same tokens.
     #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
     pub isa: IsaChoice,
