@@ -11,7 +11,7 @@ mod quants;
 pub mod reference;
 
 pub use backend::{
-    Activation, AttentionShape, Backend, CacheShape, DeviceError, KvDtype, Rope, RowDtype, StepInput,
+    Activation, AttentionShape, Backend, BestLogits, CacheShape, DeviceError, KvDtype, Rope, RowDtype, StepInput,
 };
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use packed::{PackError, Stored};
