@@ -66,6 +66,12 @@ impl Launcher for Failing {
         unsafe { self.inner.download(from, bytes) }
     }
 
+    unsafe fn copy(&self, from: DevicePointer, to: DevicePointer, bytes: usize) -> Result<(), CudaError> {
+        self.attempt(bytes)?;
+        // SAFETY: forwarded.
+        unsafe { self.inner.copy(from, to, bytes) }
+    }
+
     unsafe fn zero(&self, to: DevicePointer, bytes: usize) -> Result<(), CudaError> {
         self.attempt(bytes)?;
         // SAFETY: forwarded.

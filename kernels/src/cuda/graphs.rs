@@ -132,6 +132,12 @@ impl Launcher for Graphs {
         unsafe { self.inner.download(from, bytes) }
     }
 
+    unsafe fn copy(&self, from: DevicePointer, to: DevicePointer, bytes: usize) -> Result<(), CudaError> {
+        self.catch_up()?;
+        // SAFETY: forwarded.
+        unsafe { self.inner.copy(from, to, bytes) }
+    }
+
     unsafe fn zero(&self, to: DevicePointer, bytes: usize) -> Result<(), CudaError> {
         self.catch_up()?;
         // SAFETY: forwarded.
