@@ -29,8 +29,15 @@
 //   shared, 16 bit, KiB a block    15.5   29.5   43.5   57.5  113.5 -> 2 stages at 256: 97
 //
 // Registers: the output of 16 rows is dim / 2 a thread, queries another dim / 4 (kept up to 128, read again from the
-// first-level cache at 256). Shared memory decides: split at 128 dimensions is 4 blocks of 2 warps on an H100, 1 on an
-// L4, whose 25 KiB a warp under way still cover its latency. check.py prints registers and occupancy.
+// first-level cache at 256). Shared memory decides: split at 128 dimensions, 16 bit, is 4 blocks of 2 warps on an H100, 1 on
+// an L4, whose 25 KiB a warp under way still cover its latency; bytes are twice as many blocks. check.py prints registers
+// and occupancy on each architecture; on sm_80, none of them spilling:
+//
+//   dim                              32     64     96    128    256
+//   split, bf16 and f16              77    107    133    165    237
+//   split, fp8 / int8             81/83 104/117 135/160 153/171 235/238
+//   shared, bf16 and f16             80    104    145    167    254
+//   shared, fp8 / int8            79/79 107/112 128/154 158/177 255/255
 #pragma once
 
 #include "kv.cuh"

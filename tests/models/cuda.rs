@@ -203,6 +203,37 @@ fn no_kind_of_cache_depends_on_company() {
     }
 }
 
+/// Tokens drawn from the best of a row, ranked on the device, are those drawn from the whole row, in any company.
+#[test]
+fn ranked_rows_give_the_tokens_of_whole_rows() {
+    let tiny = Tiny::new();
+    let drawn = |number: usize| {
+        let mut request = tiny.requests[number].clone();
+        request.stop.max_tokens = 12;
+        if number > 0 {
+            let sampling = &mut request.sampling;
+            (sampling.temperature, sampling.seed) = (0.8, number as u64);
+            (sampling.top_k, sampling.top_p) = ([3, 20, 64, 0, 0][number - 1], [1.0, 0.9][number % 2]);
+        }
+        request
+    };
+    let shim = Arc::new(Shim::new(5));
+    let engine = tiny.start(CudaBackend::new(shim, 2), roomy());
+    let whole: Vec<Vec<u32>> = (0..6)
+        .map(|number| {
+            let request = GenerateRequest { logprobs: Some(0), ..drawn(number) };
+            finish(engine.submit(request).expect("taken")).0
+        })
+        .collect();
+    for (number, expected) in whole.iter().enumerate() {
+        assert_eq!(&finish(engine.submit(drawn(number)).expect("taken")).0, expected, "request {number} alone");
+    }
+    let streams: Vec<_> = (0..6).map(|number| engine.submit(drawn(number)).expect("taken")).collect();
+    let found: Vec<Vec<u32>> = streams.into_iter().map(|stream| finish(stream).0).collect();
+    assert_eq!(found, whole, "in company");
+    stop(&engine);
+}
+
 /// Without a GPU: `auto` runs on the CPU, and whatever a GPU alone has is refused by name. No panic without libcuda.
 #[test]
 fn what_a_gpu_alone_has_is_refused_on_the_cpu() {

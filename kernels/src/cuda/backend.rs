@@ -5,8 +5,9 @@
 
 use super::attention::{JOB_WORDS, MERGE_WORDS, WorkList};
 use super::graphs::Graphs;
-use super::kernels::{STAGED_ROWS, STAGED_TILES, attention, cache_dim, rope_write, shared_bytes};
+use super::kernels::{STAGED_ROWS, attention, cache_dim, rope_write};
 use super::launch::{Arg, DevicePointer, Launch, Launcher};
+use super::linear::STAGED_BLOCKS_MIN;
 use super::memory::{Bytes, BytesMut, Device, DeviceBuffer};
 use super::rank::ranked_max;
 use super::weights::{Weights, upload};
@@ -21,11 +22,6 @@ use std::sync::Arc;
 
 /// Rows of activations are allocated in multiples of this: linear kernels read whole tiles.
 const ROW_TILE: usize = STAGED_ROWS;
-/// Up to this many rows the small tile of the linear kernels is used. All tiles give the same bits.
-const SMALL_ROWS_MAX: usize = 8;
-/// Large tiles, staged in shared memory, are used where there are at least so many: about one for each SM of an H100, and
-/// more than one for each of an L4.
-const STAGED_BLOCKS_MIN: usize = 96;
 /// Bytes of shared memory the norms use.
 const NORM_SHARED: usize = 8 * 4;
 
@@ -37,7 +33,7 @@ pub struct CudaBackend {
     kv_dtype: KvDtype,
     /// Work lists are filled up to sizes that come again.
     padded: bool,
-    staged_blocks_min: usize,
+    pub(super) staged_blocks_min: usize,
     /// Token ids, selected rows, scales of rows: one upload at a time, used by the next launch.
     ids: DeviceBuffer,
     scales: DeviceBuffer,
@@ -50,7 +46,7 @@ pub struct CudaBackend {
 
 /// Weights of one linear layer.
 pub struct Linear {
-    parts: Vec<Weights>,
+    pub(super) parts: Vec<Weights>,
 }
 
 /// f32 parameters.
@@ -63,20 +59,20 @@ pub struct Vector {
 #[derive(Default)]
 pub struct Matrix {
     pub(super) data: DeviceBuffer,
-    rows: usize,
-    width: usize,
+    pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
 /// Rows ready for a linear layer; kernels/cuda/rows.cuh draws them.
 #[derive(Default)]
 pub struct Rows {
     pub(super) rows: usize,
-    cols: usize,
-    form: Form,
-    values: DeviceBuffer,
-    q: DeviceBuffer,
-    scale: DeviceBuffer,
-    sum: DeviceBuffer,
+    pub(super) cols: usize,
+    pub(super) form: Form,
+    pub(super) values: DeviceBuffer,
+    pub(super) q: DeviceBuffer,
+    pub(super) scale: DeviceBuffer,
+    pub(super) sum: DeviceBuffer,
 }
 
 /// Keys and values of one layer; kernels/cuda/kv.cuh draws them.
@@ -241,54 +237,6 @@ impl CudaBackend {
         assert!(select.iter().all(|&row| (row as usize) < all), "a selected row beyond the batch");
         self.device.upload(&mut self.ids, select.bytes());
         (select.len(), self.ids.pointer().into())
-    }
-
-    fn multiply(&self, layer: &Linear, x: &Rows, out: &Matrix, add: bool) {
-        let mut first = 0;
-        for part in &layer.parts {
-            let ready = if part.kind.quantised() { x.form.q8 } else { x.form.f32 };
-            assert!(part.cols == x.cols && ready, "rows in the wrong form");
-            let blocks = |tiles: usize, rows: usize| [part.tiles.div_ceil(tiles), x.rows.div_ceil(rows)];
-            let [small, large, staged] = part.kind.kernels();
-            let of_staged = blocks(STAGED_TILES, STAGED_ROWS);
-            let (kernel, [across, down]) = if x.rows <= SMALL_ROWS_MAX {
-                (small, blocks(1, 8))
-            } else if of_staged[0] * of_staged[1] < self.staged_blocks_min {
-                (large, blocks(2, 32))
-            } else {
-                (staged, of_staged)
-            };
-            let launch = Launch {
-                kernel,
-                grid: [across as u32, down as u32, 1],
-                threads: 256,
-                shared_bytes: shared_bytes(kernel),
-            };
-            let codes: Arg = part.codes.pointer().into();
-            let sizes: [Arg; 2] = [part.steps.into(), part.tiles.into()];
-            let output: [Arg; 6] = [
-                out.data.pointer().into(),
-                x.rows.into(),
-                part.rows.into(),
-                out.width.into(),
-                first.into(),
-                u32::from(add).into(),
-            ];
-            let mut args = vec![codes];
-            if part.kind.quantised() {
-                args.push(part.scales.pointer().into());
-                args.extend(sizes);
-                args.extend([&x.q, &x.scale, &x.sum].map(|b| Arg::from(b.pointer())));
-            } else {
-                args.extend(sizes);
-                args.extend::<[Arg; _]>([x.values.pointer().into(), x.cols.next_multiple_of(GROUP).into()]);
-            }
-            args.extend(output);
-            // SAFETY: weights hold `tiles` tiles of `steps`, rows whole tiles of rows in the form asked for above, and
-            // `out` `x.rows` rows of `out.width`, which `first + part.rows` does not pass.
-            unsafe { self.device.launch(launch, &args) };
-            first += part.rows;
-        }
     }
 
     fn norm(

@@ -8,6 +8,7 @@ mod driver;
 mod graphs;
 mod kernels;
 mod launch;
+mod linear;
 mod memory;
 mod rank;
 mod staging;
