@@ -50,6 +50,17 @@ pub trait Runner: Send {
     fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {
         Err(RunnerError::Fatal(format!("row {row} of the logits was not ranked")))
     }
+
+    /// Width of a hidden state; 0 where there are none to be had, and so no embeddings.
+    fn hidden_size(&self) -> usize {
+        0
+    }
+
+    /// Appends to `out` the final hidden states of `rows` of the last forward pass, `hidden_size` values each. They
+    /// must depend on a row's own sequence alone, too.
+    fn hidden_states(&mut self, _rows: &[u32], _out: &mut Vec<f32>) -> Result<(), RunnerError> {
+        Err(RunnerError::Fatal("this runner has no hidden states".to_owned()))
+    }
 }
 
 /// Runs a `rill_models::Model`.
@@ -100,6 +111,14 @@ impl Runner for ModelRunner {
 
     fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {
         self.model.ranked_row(row).map_err(fatal)
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.model.shape().hidden_size
+    }
+
+    fn hidden_states(&mut self, rows: &[u32], out: &mut Vec<f32>) -> Result<(), RunnerError> {
+        self.model.hidden_states(rows, out).map_err(|error| RunnerError::Fatal(error.to_string()))
     }
 }
 

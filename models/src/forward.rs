@@ -51,6 +51,8 @@ impl ForwardInput {
 pub struct ModelShape {
     /// Width of a logits row.
     pub vocab_size: usize,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
     /// Longest sequence the model was trained for, in tokens.
     pub context_len: usize,
     /// Bytes of KV cache one token takes over all layers.
@@ -102,5 +104,11 @@ pub trait Model: Send {
     /// A whole row of the logits that [`Model::forward_best`] ranked last, for whom the largest are not enough.
     fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, ModelError> {
         Err(ModelError::Unsupported(format!("no logits were ranked, so there is no row {row}")))
+    }
+
+    /// Appends to `out` the hidden states, after the final norm, of `rows` of the last forward pass: `hidden_size`
+    /// values each. They depend on a row's own sequence alone, too.
+    fn hidden_states(&mut self, _rows: &[u32], _out: &mut Vec<f32>) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported("this model does not show its hidden states".into()))
     }
 }

@@ -2,6 +2,7 @@
 
 mod default_model;
 mod disk;
+mod fingerprint;
 mod hub;
 mod local;
 mod options;
