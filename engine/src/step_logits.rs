@@ -144,7 +144,7 @@ mod tests {
                 })
                 .collect::<Vec<usize>>()
         };
-        assert_eq!(run(&mut step, &mut runner, &[]), []);
+        assert!(run(&mut step, &mut runner, &[]).is_empty());
         assert_eq!(run(&mut step, &mut runner, &[None, Some(1)]), [0, 0]);
         assert_eq!((runner.whole, runner.ranked.len()), (2, 0));
         assert_eq!(run(&mut step, &mut runner, &[Some(1), Some(2), None]), [2, 2, 0]);
