@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 /// Machine code for each, and PTX of the first for GPUs that come after. `RILL_CUDA_ARCHS` overrides it.
@@ -83,8 +84,7 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<PathBuf>, String> {
     for header in sources.iter().filter(|path| is(path, "cuh")) {
         headers += &read(header)?;
     }
-    let mut modules = Vec::new();
-    for source in sources.iter().filter(|path| is(path, "cu")) {
+    let compile = |source: &PathBuf| -> Result<PathBuf, String> {
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let (module, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.stamp")));
         let made_of = format!("{}\n{arguments:?}\n{headers}\n{}", nvcc.display(), read(source)?);
@@ -102,7 +102,26 @@ fn compile_all(nvcc: &Path, out: &Path) -> Result<Vec<PathBuf>, String> {
             }
             fs::write(&stamp, made_of).map_err(|error| format!("{}: {error}", stamp.display()))?;
         }
-        modules.push(module);
-    }
+        Ok(module)
+    };
+    // The longest take as long as all others together: each goes to the next thread that is free.
+    let sources: Vec<&PathBuf> = sources.iter().filter(|path| is(path, "cu")).collect();
+    let (next, compile, sources) = (AtomicUsize::new(0), &compile, &sources);
+    let work = &|| {
+        let mut done = Vec::new();
+        while let Some(&source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            done.push(compile(source));
+        }
+        done
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut modules: Vec<PathBuf> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no compilation panics"))
+            .collect::<Result<_, _>>()
+    })?;
+    modules.sort();
     Ok(modules)
 }

@@ -18,6 +18,7 @@ use crate::sequence::{Sequence, SequenceKey};
 use crate::softmax::RowError;
 use crate::speculate::{Drafter, Payoff};
 use crate::stats::{BacklogPlace, Outcome, Stats};
+use crate::step_logits::{Row, StepLogits};
 use crate::stop::StopMatcher;
 
 /// What the step computed of one sequence.
@@ -25,9 +26,9 @@ use crate::stop::StopMatcher;
 pub(crate) struct ComputedRows<'a> {
     pub(crate) sequence: &'a Sequence,
     pub(crate) entry: PlanEntry,
-    /// A row for each position the sequence wants, one after another.
-    pub(crate) logits: &'a [f32],
-    pub(crate) vocab_size: usize,
+    pub(crate) logits: &'a StepLogits,
+    /// Its rows: one for each position the sequence wants.
+    pub(crate) rows: (usize, usize),
 }
 
 /// What it takes to make tokens and events of logits.
@@ -56,6 +57,13 @@ impl SequenceFailure {
 
 fn bad_row(error: RowError) -> SequenceFailure {
     SequenceFailure::internal(error.to_string())
+}
+
+fn whole(row: Row<'_>) -> Result<&[f32], SequenceFailure> {
+    match row {
+        Row::Whole(row) => Ok(row),
+        Row::Best(_) => Err(SequenceFailure::internal("of a row that is wanted whole the best came alone")),
+    }
 }
 
 /// Moments of a request's life, in microseconds of the engine's clock.
@@ -234,8 +242,8 @@ impl Generation {
         output: &mut Output<'_>,
         new: &mut Vec<u32>,
     ) -> Result<bool, SequenceFailure> {
-        let ComputedRows { sequence, entry, logits, vocab_size } = computed;
-        let mut rows = logits.chunks_exact(vocab_size);
+        let ComputedRows { sequence, entry, logits, rows } = computed;
+        let mut rows = (rows.0..rows.1).map(|row| logits.row(row));
         for position in entry.start..entry.start + entry.count {
             if !sequence.wants_logits(position) {
                 continue;
@@ -248,6 +256,7 @@ impl Generation {
                     self.prompt_logprobs.push(None);
                 }
                 let top = self.request.prompt_logprobs.unwrap_or(0);
+                let row = whole(row)?;
                 let logprobs = output.sampler.logprobs(row, next, top as usize).map_err(bad_row)?;
                 self.prompt_logprobs.push(Some(logprobs));
                 continue;
@@ -279,7 +288,7 @@ impl Generation {
     fn take_row(
         &mut self,
         sequence: &Sequence,
-        row: &[f32],
+        row: Row<'_>,
         output: &mut Output<'_>,
     ) -> Result<(u32, bool), SequenceFailure> {
         let (token, logprobs) = self.draw(row, output.sampler)?;
@@ -296,18 +305,33 @@ impl Generation {
     pub(crate) fn take_first_row(
         &mut self,
         sequence: &Sequence,
-        row: &[f32],
+        row: Row<'_>,
         output: &mut Output<'_>,
     ) -> Result<(u32, bool), SequenceFailure> {
         self.prompt_done = true;
         self.take_row(sequence, row, output)
     }
 
+    /// How many of the largest logits of a row decide what is drawn from it; `None`: all of them.
+    pub(crate) fn deciding(&self, vocab_size: usize) -> Option<usize> {
+        let request = &self.request;
+        let whole = request.logprobs.is_some() || request.prompt_logprobs.is_some();
+        let ruled = self.constraint.is_some() || !self.masked.is_empty() || !self.grammar_ends.is_empty();
+        if whole || ruled { None } else { Sampler::deciding(&request.sampling, vocab_size) }
+    }
+
     fn draw(
         &mut self,
-        row: &[f32],
+        row: Row<'_>,
         sampler: &mut Sampler,
     ) -> Result<(u32, Option<TokenLogprobs>), SequenceFailure> {
+        let row = match row {
+            Row::Whole(row) => row,
+            Row::Best(best) => {
+                let token = sampler.sample_best(best, &self.request.sampling, self.generated as u64);
+                return Ok((token.map_err(bad_row)?, None));
+            }
+        };
         let minimum_reached = self.generated >= self.request.stop.min_tokens as usize;
         let mut tokens = if minimum_reached { &self.grammar_ends[..] } else { &self.masked };
         let mask = match &mut self.constraint {

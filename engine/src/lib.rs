@@ -26,6 +26,7 @@ mod softmax;
 mod speculate;
 pub mod spill;
 mod stats;
+mod step_logits;
 pub mod step_loop;
 mod stop;
 

@@ -1,6 +1,6 @@
 //! What computes logits: the trait the engine drives, and its adapter for models.
 
-use rill_models::{ForwardInput, Model, ModelError};
+use rill_models::{BestLogits, ForwardInput, Model, ModelError};
 
 use crate::config::EngineConfig;
 use crate::kv::BlockId;
@@ -35,6 +35,21 @@ pub trait Runner: Send {
     /// Writes the keys and values of `input`'s rows to their slots and fills `logits` with
     /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError>;
+
+    /// How many of a row's logits [`Runner::forward_best`] can rank; 0 where a row costs nothing.
+    fn best_logits_max(&self) -> usize {
+        0
+    }
+
+    /// As [`Runner::forward`], but gives the `count` largest of each row alone.
+    fn forward_best(&mut self, _input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, RunnerError> {
+        Err(RunnerError::Fatal(format!("{count} logits of a row cannot be ranked")))
+    }
+
+    /// A whole row of those [`Runner::forward_best`] ranked last.
+    fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {
+        Err(RunnerError::Fatal(format!("row {row} of the logits was not ranked")))
+    }
 
     /// Width of a hidden state; 0 where there are none to be had, and so no embeddings.
     fn hidden_size(&self) -> usize {
@@ -84,6 +99,18 @@ impl Runner for ModelRunner {
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
         self.model.forward(input, logits).map_err(fatal)
+    }
+
+    fn best_logits_max(&self) -> usize {
+        self.model.best_logits_max()
+    }
+
+    fn forward_best(&mut self, input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, RunnerError> {
+        self.model.forward_best(input, count).map_err(fatal)
+    }
+
+    fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {
+        self.model.ranked_row(row).map_err(fatal)
     }
 
     fn hidden_size(&self) -> usize {

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use rill_models::BestLogits;
+
 use crate::constraint::TokenMask;
 use crate::philox;
 use crate::request::{SamplingParams, TokenLogprobs};
@@ -39,6 +41,16 @@ impl TokenHistory {
             *self.generated.entry(token).or_default() += 1;
         }
     }
+}
+
+fn is_greedy(params: &SamplingParams) -> bool {
+    params.temperature < GREEDY_BELOW || params.top_k == 1
+}
+
+/// A logit's weight in a row whose largest is `max`, which weighs one.
+fn weights(max: f32, params: &SamplingParams) -> impl Fn(f32) -> f32 + use<> {
+    let per_temperature = 1.0 / params.temperature;
+    move |logit| exp_nonpositive((logit - max) * per_temperature)
 }
 
 fn penalises(params: &SamplingParams) -> bool {
@@ -94,6 +106,36 @@ impl Sampler {
         token
     }
 
+    /// How many of the best tokens of a row of `vocab_size` decide what [`Sampler::sample`] chooses if nothing is ruled out;
+    /// `None`: all of them.
+    pub fn deciding(params: &SamplingParams, vocab_size: usize) -> Option<usize> {
+        if penalises(params) || !params.logit_bias.is_empty() {
+            return None;
+        }
+        let top_k = params.top_k as usize;
+        if is_greedy(params) { Some(1) } else { (top_k > 0 && top_k < vocab_size).then_some(top_k) }
+    }
+
+    /// What [`Sampler::sample`] chooses, nothing being ruled out, from the best of a row: at least as many as
+    /// [`Sampler::deciding`] says, as far as there are so many.
+    pub fn sample_best(
+        &mut self,
+        best: &BestLogits,
+        params: &SamplingParams,
+        index: u64,
+    ) -> Result<u32, RowError> {
+        if !best.finite {
+            return Err(RowError::NotFinite);
+        }
+        let &(token, max) = best.ranked.first().ok_or(RowError::AllMasked)?;
+        if is_greedy(params) {
+            return Ok(token);
+        }
+        self.ranked.clear();
+        self.ranked.extend(best.ranked.iter().take(params.top_k as usize).map(|&(id, value)| rank(value, id)));
+        Ok(self.draw_top(max, params, philox::uniform(params.seed, index)))
+    }
+
     /// Log-softmax of the raw `logits` at `token`, and the `top` most likely tokens, most likely first (fewer if the
     /// model rules out the rest).
     pub fn logprobs(&mut self, logits: &[f32], token: u32, top: usize) -> Result<TokenLogprobs, RowError> {
@@ -110,20 +152,14 @@ impl Sampler {
 
     fn choose(&mut self, row: &[f32], params: &SamplingParams, index: u64) -> Result<u32, RowError> {
         let (max, best) = maximum(row)?;
-        if params.temperature < GREEDY_BELOW || params.top_k == 1 {
+        if is_greedy(params) {
             return Ok(best);
         }
-        let per_temperature = 1.0 / params.temperature;
-        let weight = |logit: f32| exp_nonpositive((logit - max) * per_temperature);
+        let weight = weights(max, params);
         let draw = philox::uniform(params.seed, index);
         if params.top_k > 0 && (params.top_k as usize) < row.len() {
             self.rank_top(row, params.top_k as usize);
-            self.weights.clear();
-            self.weights.extend(self.ranked.iter().map(|&entry| weight(row[ranked_id(entry) as usize])));
-            // min_p and top_p both cut the tail of the ranking; the best token always stays.
-            let likely = self.weights.iter().take_while(|&&w| w >= params.min_p).count().max(1);
-            self.weights.truncate(likely);
-            return Ok(self.draw_ranked(params.top_p, None, draw));
+            return Ok(self.draw_top(max, params, draw));
         }
         self.weights.clear();
         self.weights.extend(row.iter().map(|&logit| weight(logit)));
@@ -139,6 +175,17 @@ impl Sampler {
             return Ok(self.draw_ranked(params.top_p, Some(total), draw));
         }
         Ok(self.draw_any(total, draw).unwrap_or(best))
+    }
+
+    /// Draws among the ranked tokens, the best of a row whose largest logit is `max`.
+    fn draw_top(&mut self, max: f32, params: &SamplingParams, draw: f64) -> u32 {
+        let weight = weights(max, params);
+        self.weights.clear();
+        self.weights.extend(self.ranked.iter().map(|&entry| weight(ranked_value(entry))));
+        // min_p and top_p both cut the tail of the ranking; the best token always stays.
+        let likely = self.weights.iter().take_while(|&&w| w >= params.min_p).count().max(1);
+        self.weights.truncate(likely);
+        self.draw_ranked(params.top_p, None, draw)
     }
 
     /// Leaves the `count` largest values of `row` in `ranked`, best first, leaving out minus infinity.
@@ -441,6 +488,37 @@ mod tests {
             let mut sampler = Sampler::default();
             sampler.rank_top(&row, count);
             prop_assert_eq!(sampler.ranked.iter().map(|&r| ranked_id(r)).collect::<Vec<_>>(), want);
+        }
+
+        #[test]
+        fn the_best_of_a_row_decide_what_the_row_does(
+            values in prop::collection::vec(-6i8..6, 1..900), top_k in 0u32..70, more in 0usize..20, greedy: bool,
+            temperature in 0.1f32..3.0, top_p in 0.05f32..=1.0, min_p in 0.0f32..0.5, spoilt in 0u8..8, seed: u64,
+        ) {
+            let mut row: Vec<f32> = values
+                .iter()
+                .map(|&v| match v {
+                    -6 => f32::NEG_INFINITY,
+                    5 => -0.0,
+                    v => f32::from(v) * 0.5,
+                })
+                .collect();
+            match spoilt {
+                0 => row[0] = f32::NAN,
+                1 => row[0] = f32::INFINITY,
+                2 => row.fill(f32::NEG_INFINITY),
+                _ => {}
+            }
+            let temperature = if greedy { 0.0 } else { temperature };
+            let params = SamplingParams { top_k, top_p, min_p, temperature, seed, ..params() };
+            let Some(count) = Sampler::deciding(&params, row.len()) else { return Ok(()) };
+            let mut sampler = Sampler::default();
+            let likely: Vec<f32> = row.iter().map(|v| if v.is_finite() { *v } else { f32::NEG_INFINITY }).collect();
+            sampler.rank_top(&likely, count + more);
+            let ranked = sampler.ranked.iter().map(|&r| (ranked_id(r), ranked_value(r))).collect();
+            let finite = row.iter().all(|v| !v.is_nan() && *v != f32::INFINITY);
+            let given = sampler.sample_best(&BestLogits { ranked, finite }, &params, 3);
+            prop_assert_eq!(given, sampler.sample(&row, &params, &none(), RuledOut::default(), 3));
         }
 
         #[test]

@@ -24,6 +24,7 @@ use crate::sequence::{Sequence, SequenceKey};
 use crate::speculate::Payoff;
 use crate::spill::{Spill, SpillTier};
 use crate::stats::Outcome;
+use crate::step_logits::StepLogits;
 
 /// Starts engines.
 pub struct Engine;
@@ -122,7 +123,9 @@ pub struct EngineCore {
     generations: HashMap<SequenceKey, Generation>,
     arrivals: u64,
     batch: Batch,
-    logits: Vec<f32>,
+    logits: StepLogits,
+    /// For each row of logits, how many of the largest decide what is sampled from it.
+    deciding: Vec<Option<usize>>,
     /// Hidden states, for embeddings.
     hidden: Vec<f32>,
     sampler: Sampler,
@@ -171,7 +174,8 @@ impl EngineCore {
             generations: HashMap::new(),
             arrivals: 0,
             batch: Batch::default(),
-            logits: Vec::new(),
+            logits: StepLogits::default(),
+            deciding: Vec::new(),
             hidden: Vec::new(),
             sampler: Sampler::default(),
             pace: Pace::default(),
@@ -500,16 +504,18 @@ impl EngineCore {
         let stats = &self.shared.stats;
         stats.steps.add(1);
         stats.iteration_tokens.observe(self.scheduler.plan().tokens as f64);
-        let computed = self.runner.forward(&self.batch.input, &mut self.logits);
+        self.deciding.clear();
+        for (entry, rows) in self.scheduler.plan().entries.iter().zip(self.batch.logit_starts.windows(2)) {
+            let generation = self.generations.get(&entry.key);
+            // Others sample from its last row in their own way.
+            let alone = generation.filter(|_| !self.scheduler.has_followers(entry.key));
+            let deciding = alone.and_then(|generation| generation.deciding(self.vocab_size));
+            self.deciding.extend(std::iter::repeat_n(deciding, rows[1] - rows[0]));
+        }
+        let computed = self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding);
         // An idle engine keeps no adapter alive.
         self.batch.input.adapters.clear();
-        computed?;
-        let (rows, width) = (self.batch.input.logit_rows.len(), self.vocab_size);
-        if self.logits.len() != rows * width {
-            let got = self.logits.len();
-            return Err(RunnerError::Fatal(format!("{got} logits came back for {rows} rows of {width}")));
-        }
-        Ok(())
+        computed
     }
 
     /// Gathers the hidden states that prompts to be embedded want of this step.
@@ -546,9 +552,8 @@ impl EngineCore {
             let sequence = &self.scheduler.running()[entry.index];
             self.new_tokens.clear();
             let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
-            let rows = self.batch.logit_starts[place]..self.batch.logit_starts[place + 1];
-            let logits = &self.logits[rows.start * self.vocab_size..rows.end * self.vocab_size];
-            let computed = ComputedRows { sequence, entry, logits, vocab_size: self.vocab_size };
+            let rows = (self.batch.logit_starts[place], self.batch.logit_starts[place + 1]);
+            let computed = ComputedRows { sequence, entry, logits: &self.logits, rows };
             let events_before = self.outbox.len();
             let was_prefilling = !generation.prompt_done();
             let (new, mut output) = (
@@ -591,8 +596,7 @@ impl EngineCore {
         let now = self.clock.now_us();
         for place in std::mem::take(&mut self.leaders) {
             let leader = self.scheduler.plan().entries[place].key;
-            let end = self.batch.logit_starts[place + 1];
-            let row = (end - 1) * self.vocab_size..end * self.vocab_size;
+            let row = self.batch.logit_starts[place + 1] - 1;
             for key in self.scheduler.fork(leader) {
                 let Some(generation) = self.generations.get_mut(&key) else { continue };
                 let Some(sequence) = self.scheduler.running_sequence(key) else { continue };
@@ -600,7 +604,7 @@ impl EngineCore {
                 let events_before = self.outbox.len();
                 let mut output =
                     Output { sampler: &mut self.sampler, text: &*self.text, events: &mut self.outbox };
-                match contained(|| generation.take_first_row(sequence, &self.logits[row.clone()], &mut output)) {
+                match contained(|| generation.take_first_row(sequence, self.logits.row(row), &mut output)) {
                     Ok((token, last)) => {
                         self.scheduler.append(key, token);
                         if last {

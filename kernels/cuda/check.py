@@ -1,6 +1,9 @@
 """Checks the machine code of every kernel on every architecture: no spills, registers within budget, the expected
-tensor-core and copy instructions there. Prints the occupancy that follows. Usage: check.py NVCC"""
+tensor-core and copy instructions there. Prints the occupancy that follows. Usage: check.py NVCC [FOLDER...], where
+folders may hold what build.rs has compiled already."""
 
+import concurrent.futures
+import os
 import pathlib
 import re
 import subprocess
@@ -18,7 +21,6 @@ SM = {
 }
 
 # kernel: (threads, registers at most, dynamic shared bytes, instructions that must be there)
-ATTENTION = ["HMMA.16816.F32.BF16", "LDGSTS", "LDSM"]
 KERNELS = {
     "embed": (256, 40, 0, []),
     "rms_norm": (256, 40, 32, []),
@@ -30,8 +32,9 @@ KERNELS = {
     "add_scaled": (256, 40, 0, []),
     "scatter_add": (256, 40, 0, []),
     "rope_table": (128, 40, 0, []),
-    "rope_write": (256, 40, 0, []),
     "merge_partitions": (128, 40, 0, ["MUFU.EX2"]),
+    "rank_chunks": (256, 80, 128, []),
+    "merge_chunks": (256, 80, 128, []),
     "linear_four_1x1": (256, 64, 512, ["IMMA.16832.S8.S8"]),
     "linear_four_2x4": (256, 128, 4096, ["IMMA.16832.S8.S8"]),
     "linear_eight_1x1": (256, 64, 512, ["IMMA.16832.S8.S8"]),
@@ -42,17 +45,31 @@ KERNELS = {
     "linear_half_2x4": (256, 128, 4096, ["HMMA.1688.F32.TF32"]),
     "linear_single_1x1": (256, 128, 512, ["HMMA.1688.F32.TF32"]),
     "linear_single_2x4": (256, 128, 4096, ["HMMA.1688.F32.TF32"]),
-    "attend_split_32": (128, 128, 30720, ATTENTION),
-    "attend_split_64": (128, 168, 55296, ATTENTION),
-    "attend_split_96": (128, 168, 79872, ATTENTION),
-    "attend_split_128": (64, 255, 52224, ATTENTION),
-    "attend_split_256": (64, 255, 101376, ATTENTION),
-    "attend_shared_32": (128, 128, 15872, ATTENTION),
-    "attend_shared_64": (128, 168, 30208, ATTENTION),
-    "attend_shared_96": (128, 168, 44544, ATTENTION),
-    "attend_shared_128": (128, 255, 58880, ATTENTION),
-    "attend_shared_256": (128, 255, 99328, ATTENTION),
 }
+# Bytes of a stage: 8 tiles of weights, 64 rows.
+for name, tile, row, product in [
+    ("four", 320, 56, "IMMA.16832.S8.S8"),
+    ("eight", 544, 56, "IMMA.16832.S8.S8"),
+    ("brain", 512, 96, "HMMA.16816.F32.BF16"),
+    ("half", 512, 96, "HMMA.1688.F32.TF32"),
+    ("single", 1024, 96, "HMMA.1688.F32.TF32"),
+]:
+    KERNELS[f"linear_{name}_staged"] = (256, 128, 4 * (8 * tile + 64 * row), [product, "LDGSTS"])
+# Kind of cache: its product, bytes a number and bytes of scales a dimension of a stage.
+CACHES = {
+    "bf16": ("HMMA.16816.F32.BF16", 2, 0),
+    "f16": ("HMMA.16816.F32", 2, 0),
+    "fp8": ("HMMA.16816.F32", 1, 0),
+    "int8": ("HMMA.16816.F32.BF16", 1, 2),
+}
+# Width of head: registers at most, warps a block of the split kernel, stages of the shared one.
+WIDTHS = {32: (128, 4, 3), 64: (168, 4, 3), 96: (168, 4, 3), 128: (255, 2, 3), 256: (255, 2, 2)}
+for kind, (product, size, scales) in CACHES.items():
+    KERNELS[f"rope_write_{kind}"] = (256, 40, 0, [])
+    for dim, (most, warps, stages) in WIDTHS.items():
+        stage, wanted = 32 * (dim * size + 16) + scales * dim, [product, "LDGSTS", "LDSM"]
+        KERNELS[f"attend_split_{kind}_{dim}"] = (32 * warps, most, warps * 3 * stage, wanted)
+        KERNELS[f"attend_shared_{kind}_{dim}"] = (128, most, stages * stage + 256 * dim, wanted)
 # sinf and cosf keep the words of 2 / pi for huge angles on the stack.
 STACK_ALLOWED = {"rope_table"}
 
@@ -68,53 +85,66 @@ def occupancy(arch, threads, registers, shared):
     return min(threads_max // threads, registers_max // (a_warp * threads // 32), shared_max // (shared + reserved), 32)
 
 
-def main(nvcc):
+def compiled(nvcc, source, built, folder):
+    """The fat binary build.rs made of a source as it is now, in one of the folders `built`; or one made here."""
+    made_of = "".join(header.read_text() for header in sorted(HERE.glob("*.cuh"))) + "\n" + source.read_text()
+    for out in map(pathlib.Path, built):
+        fatbin, stamp = out / (source.stem + ".fatbin"), out / (source.stem + ".stamp")
+        if fatbin.is_file() and stamp.is_file() and stamp.read_text().endswith(made_of):
+            return fatbin
+    fatbin = pathlib.Path(folder) / (source.stem + ".fatbin")
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
+    output(nvcc, "-fatbin", "-O3", "-std=c++17", "-fmad=false", *codes, "-o", fatbin, source)
+    return fatbin
+
+
+def examine(nvcc, source, built, folder):
+    """What a source's kernels take and are made of: {(arch, kernel): (registers, stack, local, machine code)}."""
     cuobjdump = pathlib.Path(nvcc).parent / "cuobjdump"
+    fatbin = compiled(nvcc, source, built, folder)
+    found, code, arch, name = {}, {}, None, None
+    for line in output(cuobjdump, "-res-usage", fatbin).splitlines():
+        if match := re.search(r"arch = sm_(\w+)", line):
+            arch = match[1]
+        elif match := re.search(r"Function (\w+):", line):
+            name = match[1]
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
+            found[arch, name] = [int(number) for number in match.groups()]
+    arch, name = None, None
+    for line in output(cuobjdump, "-sass", fatbin).splitlines():
+        if match := re.search(r"arch = sm_(\w+)", line):
+            arch, name = match[1], None
+        elif match := re.search(r"Function : (\w+)", line):
+            name = match[1]
+            code[arch, name] = []
+        elif name is not None:
+            code[arch, name].append(line)
+    return {key: (*usage, "\n".join(code.get(key, []))) for key, usage in found.items()}
+
+
+def main(nvcc, *built):
     seen, wrong = set(), []
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sorted(HERE.glob("*.cu")):
-            fatbin = pathlib.Path(folder) / (source.stem + ".fatbin")
-            codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
-            output(nvcc, "-fatbin", "-O3", "-std=c++17", "-fmad=false", *codes, "-o", fatbin, source)
-            usage = output(cuobjdump, "-res-usage", fatbin)
-            sass = output(cuobjdump, "-sass", fatbin)
-            found = {}
-            arch = None
-            for line in usage.splitlines():
-                if match := re.search(r"arch = sm_(\w+)", line):
-                    arch = match[1]
-                elif match := re.search(r"Function (\w+):", line):
-                    name = match[1]
-                elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
-                    found[arch, name] = [int(number) for number in match.groups()]
-            arch, code = None, {}
-            for line in sass.splitlines():
-                if match := re.search(r"arch = sm_(\w+)", line):
-                    arch = match[1]
-                elif match := re.search(r"Function : (\w+)", line):
-                    name = match[1]
-                    code[arch, name] = []
-                elif arch is not None and (arch, locals().get("name")) in code:
-                    code[arch, name].append(line)
-            for (arch, name), (registers, stack, local) in sorted(found.items()):
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        sources = sorted(HERE.glob("*.cu"))
+        for source, found in zip(sources, threads.map(lambda source: examine(nvcc, source, built, folder), sources)):
+            for (arch, name), (registers, stack, local, text) in sorted(found.items()):
                 if name not in KERNELS:
                     wrong.append(f"{source.name}: {name} has no budget in check.py")
                     continue
-                threads, registers_max, shared, wanted = KERNELS[name]
+                threads_a_block, registers_max, shared, wanted = KERNELS[name]
                 seen.add((arch, name))
                 if (stack or local) and name not in STACK_ALLOWED:
                     wrong.append(f"{name}, sm_{arch}: {stack} bytes of stack, {local} of local memory")
                 if registers > registers_max:
                     wrong.append(f"{name}, sm_{arch}: {registers} registers, the budget is {registers_max}")
-                text = "\n".join(code.get((arch, name), []))
                 for instruction in wanted:
                     if instruction not in text:
                         wrong.append(f"{name}, sm_{arch}: no {instruction}")
-                blocks = occupancy(arch, threads, registers, shared)
+                blocks = occupancy(arch, threads_a_block, registers, shared)
                 if blocks == 0:
                     wrong.append(f"{name}, sm_{arch}: not one block fits an SM")
-                print(f"sm_{arch:4} {name:20} {registers:3} registers, {shared:6} bytes shared, "
-                      f"{blocks:2} blocks an SM, {blocks * threads // 32:2} warps")
+                print(f"sm_{arch:4} {name:24} {registers:3} registers, {shared:6} bytes shared, "
+                      f"{blocks:2} blocks an SM, {blocks * threads_a_block // 32:2} warps")
     for arch in ARCHS:
         for name in KERNELS:
             if (arch, name) not in seen:

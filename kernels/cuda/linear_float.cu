@@ -15,7 +15,8 @@
 // Columns are filled up with zeros to a multiple of 16, rows of activations with zeros to a multiple of 32.
 //
 // 256 threads; 1 × 1 for up to 8 rows, 2 × 4 above: 32 sums a thread, 128 registers or fewer, 2 blocks an SM.
-#include "linear.cuh"
+// linear_staged.cuh is for rows and outputs enough to fill the GPU with blocks of 128 × 64.
+#include "linear_staged.cuh"
 
 enum Kind { BRAIN, HALF, SINGLE };
 
@@ -126,6 +127,65 @@ DEVICE void multiply_floats(const void* weights, uint32_t steps, uint32_t tiles,
     }
     finish_tile<MT, NT>(acc, shared, o);
 }
+
+// A stage of linear_staged.cuh: words of weights; rows of 16 f32, 96 bytes apart: the float2s that half a warp reads lie
+// in different banks.
+template <int KIND>
+struct FloatSource {
+    const uint8_t* weights;
+    uint32_t steps, tiles;
+    const float* x;
+    uint32_t x_stride;
+
+    static constexpr uint32_t WORDS = KIND == SINGLE ? 2 : 1, TILE_BYTES = WORDS * 512, ROW = 96;
+    static constexpr uint32_t AT_X = STAGED_TILES * TILE_BYTES, STAGE = AT_X + STAGED_ROWS * ROW;
+
+    DEVICE_METHOD void fetch(uint8_t* stage, uint32_t step) const {
+        each_piece(AT_X / 16, [&](uint32_t i) {
+            const uint32_t tile = i / (TILE_BYTES / 16), piece = i % (TILE_BYTES / 16) * 16;
+            // A tile beyond the last repeats it: its results are not written.
+            const uint32_t at = blockIdx.x * STAGED_TILES + tile;
+            const size_t place = static_cast<size_t>(at < tiles ? at : tiles - 1) * steps + step;
+            copy_async(stage + i * 16, weights + place * TILE_BYTES + piece, true);
+        });
+        each_piece(STAGED_ROWS * 4, [&](uint32_t i) {
+            const float* row = x + static_cast<size_t>(blockIdx.y * STAGED_ROWS + i / 4) * x_stride;
+            copy_async(stage + AT_X + i / 4 * ROW + i % 4 * 16, row + step * 16 + i % 4 * 4, true);
+        });
+    }
+
+    DEVICE_METHOD void multiply(float (&acc)[2][4][4], const uint8_t* stage, uint32_t tile, uint32_t row) const {
+        const uint32_t lane = threadIdx.x % 32;
+        Step<KIND> of_tile[2];
+#pragma unroll
+        for (uint32_t m = 0; m < 2; m++) {
+#pragma unroll
+            for (uint32_t i = 0; i < WORDS; i++) {
+                of_tile[m].words[i] =
+                    reinterpret_cast<const uint4*>(stage + (tile + m) * TILE_BYTES)[lane * WORDS + i];
+            }
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < 4; n++) {
+            const float* values = reinterpret_cast<const float*>(stage + AT_X + (row + n * 8 + lane / 4) * ROW);
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                multiply_step(acc[m][n], of_tile[m], values, lane % 4);
+            }
+        }
+    }
+};
+
+#define STAGED_FLOATS(name, kind)                                                                                            \
+    KERNEL((256, 2), name, const uint8_t* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride, \
+           float* out, uint32_t rows, uint32_t outputs, uint32_t stride, uint32_t first, uint32_t add) {              \
+        const FloatSource<kind> source = {weights, steps, tiles, x, x_stride};                                        \
+        multiply_staged(source, steps, {out, rows, outputs, stride, first, add});                                     \
+    }
+
+STAGED_FLOATS(linear_brain_staged, BRAIN)
+STAGED_FLOATS(linear_half_staged, HALF)
+STAGED_FLOATS(linear_single_staged, SINGLE)
 
 #define FLOATS(name, bounds, kind, mt, nt)                                                                       \
     KERNEL(bounds, name, const void* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride, \

@@ -15,6 +15,7 @@
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];          \
     type* name = reinterpret_cast<type*>(dynamic_shared_memory)
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 #define INFINITE __int_as_float(0x7f800000)
 
 DEVICE void sync_block() { __syncthreads(); }
@@ -24,6 +25,7 @@ DEVICE uint32_t shuffle_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xfff
 DEVICE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
 
 DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 
 // 2^x: ex2.approx, 2 ulp; exact at 0 and at minus infinity.
 DEVICE float exp2_fast(float x) {
@@ -44,6 +46,12 @@ DEVICE uint32_t bf16_pair(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+// Two values to the nearest f16, `low` in the lower half; beyond its range infinite.
+DEVICE uint32_t f16_pair(float low, float high) {
+    uint32_t y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
 // To the nearest tf32 (10 bits of mantissa), as mma_tf32 reads it.
 DEVICE uint32_t tf32_bits(float x) {
     uint32_t y;
@@ -55,6 +63,11 @@ DEVICE uint32_t tf32_bits(float x) {
 // 2t and 2t + 1 of each.
 DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -91,6 +104,10 @@ DEVICE void copy_async(void* shared, const void* global, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(there ? 16 : 0)
                  : "memory");
+}
+// 4 bytes.
+DEVICE void copy_async_word(void* shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most `PENDING` of this thread's committed groups are on their way.

@@ -123,6 +123,17 @@ pub enum KvDtype {
     Bf16,
     /// Signed bytes, with a bf16 scale for every 32 dimensions of a token's head.
     Int8,
+    /// On a GPU alone: three more bits of mantissa than bf16, at most 65504 in size.
+    F16,
+    /// On a GPU alone: 8-bit floats (e4m3), at most 448 in size, without scales.
+    Fp8,
+}
+
+impl KvDtype {
+    /// Whether [`CpuBackend`](crate::CpuBackend) has such a cache.
+    pub fn on_cpu(self) -> bool {
+        matches!(self, KvDtype::Bf16 | KvDtype::Int8)
+    }
 }
 
 /// What activations that meet bf16 weights are rounded to.
@@ -133,6 +144,15 @@ pub enum RowDtype {
     F32,
     /// 8 bits of mantissa, for twice the products a second where the processor multiplies pairs of bf16.
     Bf16,
+}
+
+/// The largest of a row of logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BestLogits {
+    /// Ids and values: the larger logit first, then the lower id; minus infinity is left out.
+    pub ranked: Vec<(u32, f32)>,
+    /// No logit of the row is NaN or plus infinity.
+    pub finite: bool,
 }
 
 /// A device failed: nothing computed since is to be used, and neither is the backend.
@@ -217,6 +237,32 @@ pub trait Backend: Send {
     }
     /// `out` = x · layerᵀ in host memory, rows one after another.
     fn logits(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Vec<f32>);
+
+    /// How many logits of a row [`Backend::best_logits`] can rank; 0 where copying a row costs nothing.
+    fn best_logits_max(&self, _layer: &Self::Linear) -> usize {
+        0
+    }
+    /// The `count` largest of each row of x · layerᵀ · `scale`, without copying rows to host memory; `None` if this
+    /// backend can rank none.
+    ///
+    /// # Panics
+    /// If `count` is 0 or more than [`Backend::best_logits_max`].
+    fn best_logits(
+        &mut self,
+        _layer: &Self::Linear,
+        _x: &Self::Rows,
+        _scale: f32,
+        _count: usize,
+    ) -> Option<Vec<BestLogits>> {
+        None
+    }
+    /// A whole row of what [`Backend::best_logits`] ranked last, not scaled; empty if this backend ranks none.
+    ///
+    /// # Panics
+    /// If there was no such row.
+    fn ranked_row(&self, _row: usize) -> Vec<f32> {
+        Vec::new()
+    }
 
     /// Rotates queries and keys of `qkv`, writes keys and values to the cache's slots, and attends: every query to its
     /// own sequence's tokens up to itself, through the block table.

@@ -206,6 +206,22 @@ pub fn round_bf16(x: &[f32]) -> Vec<f32> {
     x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
 }
 
+/// The nearest f16 of every value.
+pub fn round_f16(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&x| f16::from_f32(x).to_f32()).collect()
+}
+
+/// The nearest e4m3 of every value (Micikevicius et al. 2022, arXiv:2209.05433), even at ties, at most 448 in size.
+pub fn round_e4m3(x: &[f32]) -> Vec<f32> {
+    let round = |x: f32| {
+        let size = f64::from(x.abs()).min(448.0);
+        // Steps of an eighth of the power of two below; 2^-9 is the least there is.
+        let step = size.max(0.015_625).log2().floor().exp2() / 8.0;
+        ((size / step).round_ties_even() * step) as f32 * x.signum()
+    };
+    x.iter().map(|&x| round(x)).collect()
+}
+
 /// Every value after 8-bit quantisation in groups of 32, with the scale a bf16 where `bf16_scale`.
 pub fn round_int8(x: &[f32], bf16_scale: bool) -> Vec<f32> {
     let round = |group: &[f32]| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{Adapter, AdapterSites, ModelError};
+use rill_kernels::BestLogits;
 
 /// One engine step as flat, ragged arrays. Row `r` of the batch is token `token_ids[r]`; sequence `s` owns
 /// rows `query_starts[s]..query_starts[s + 1]`, which are the *last* tokens of its `context_lens[s]`-token
@@ -103,6 +104,21 @@ pub trait Model: Send {
     /// A row's result depends on its own sequence alone, bit for bit, never on what else is in the batch or on
     /// how its context was cut into steps.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError>;
+
+    /// How many of a row's logits [`Model::forward_best`] can rank; 0 where copying a row costs nothing.
+    fn best_logits_max(&self) -> usize {
+        0
+    }
+
+    /// As [`Model::forward`], but only the `count` largest of each row of logits come to host memory: the same values.
+    fn forward_best(&mut self, _input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, ModelError> {
+        Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked where it runs")))
+    }
+
+    /// A whole row of the logits that [`Model::forward_best`] ranked last, for whom the largest are not enough.
+    fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, ModelError> {
+        Err(ModelError::Unsupported(format!("no logits were ranked, so there is no row {row}")))
+    }
 
     /// Appends to `out` the hidden states, after the final norm, of `rows` of the last forward pass: `hidden_size`
     /// values each. They depend on a row's own sequence alone, too.

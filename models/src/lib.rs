@@ -33,7 +33,7 @@ pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, Runner, load, load_on};
 pub use perplexity::{Score, Windows, perplexity};
-pub use rill_kernels::{Isa, KvDtype, RowDtype};
+pub use rill_kernels::{BestLogits, Isa, KvDtype, RowDtype};
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use traffic::{Cost, WeightTraffic};

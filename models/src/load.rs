@@ -40,6 +40,8 @@ pub struct LoadOptions {
     /// Share of a GPU's free memory that weights, cache and activations may take, 0 to 1.
     pub gpu_memory_utilization: f64,
     pub kv_dtype: KvDtype,
+    /// Replay a GPU's launches as graphs where the same ones come again.
+    pub cuda_graphs: bool,
     /// What activations that meet bf16 weights are rounded to; `None` is what the device does best: nothing on the CPU,
     /// bf16 on a GPU.
     pub row_dtype: Option<RowDtype>,
@@ -55,6 +57,7 @@ impl LoadOptions {
             isa: None,
             gpu_memory_utilization: 0.9,
             kv_dtype: KvDtype::Bf16,
+            cuda_graphs: false,
             row_dtype: None,
             runner: Runner::Auto,
         }
@@ -92,9 +95,6 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         Device::Cuda(ordinal) => Some(open_gpu(ordinal, options)?),
     };
     if let Some(backend) = on_gpu {
-        if options.kv_dtype != KvDtype::Bf16 {
-            return Err(ModelError::Unsupported("KV caches of bytes exist on the CPU only, not on a GPU".into()));
-        }
         if options.row_dtype == Some(RowDtype::F32) {
             return Err(ModelError::Unsupported(
                 "on a GPU, activations meet bf16 weights as bf16, not as float32".into(),
@@ -102,6 +102,14 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         }
         let device = backend.name();
         return opened.load_on(backend, &device);
+    }
+    if !options.kv_dtype.on_cpu() {
+        return Err(ModelError::Unsupported(
+            "KV caches of f16 and fp8 exist on a GPU only; on the CPU there are bf16 and int8".into(),
+        ));
+    }
+    if options.cuda_graphs {
+        return Err(ModelError::Unsupported("CUDA graphs are for a GPU; this runs on the CPU".into()));
     }
     let isa = options.isa.unwrap_or_else(Isa::detect);
     if !isa.available() {
@@ -121,7 +129,8 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
 fn open_gpu(ordinal: usize, options: &LoadOptions) -> Result<CudaBackend, ModelError> {
     let driver = Driver::open(DriverOptions { ordinal, memory_utilization: options.gpu_memory_utilization })
         .map_err(|error| ModelError::Device(error.to_string()))?;
-    Ok(CudaBackend::new(Arc::new(driver), options.threads))
+    let backend = CudaBackend::new(Arc::new(driver), options.threads).with_kv_dtype(options.kv_dtype);
+    Ok(if options.cuda_graphs { backend.with_graphs() } else { backend })
 }
 
 /// Loads the model `files` hold onto `backend`, which `device` describes.

@@ -62,6 +62,7 @@ pub struct ServeConfig {
     /// Above 0 and up to 1.
     pub gpu_memory_utilization: f64,
     pub kv_dtype: rill_models::KvDtype,
+    pub cuda_graphs: bool,
     pub row_dtype: Option<rill_models::RowDtype>,
     pub runner: rill_models::Runner,
     pub tool_call_parser: Option<ToolFormat>,
@@ -181,6 +182,12 @@ pub enum KvCacheDtype {
     Bf16,
     /// Bytes, with a scale for every 32 dimensions of a token's head.
     Int8,
+    /// On a GPU.
+    #[value(alias = "float16", alias = "half")]
+    F16,
+    /// 8-bit floats (e4m3), on a GPU.
+    #[value(alias = "fp8_e4m3")]
+    Fp8,
 }
 
 impl From<KvCacheDtype> for rill_models::KvDtype {
@@ -188,6 +195,8 @@ impl From<KvCacheDtype> for rill_models::KvDtype {
         match dtype {
             KvCacheDtype::Auto | KvCacheDtype::Bf16 => rill_models::KvDtype::Bf16,
             KvCacheDtype::Int8 => rill_models::KvDtype::Int8,
+            KvCacheDtype::F16 => rill_models::KvDtype::F16,
+            KvCacheDtype::Fp8 => rill_models::KvDtype::Fp8,
         }
     }
 }
@@ -391,6 +400,7 @@ impl ServeConfig {
             isa: flags.isa.instructions()?,
             gpu_memory_utilization,
             kv_dtype: flags.kv_cache_dtype.into(),
+            cuda_graphs: flags.cuda_graphs,
             row_dtype: flags.dtype.row_dtype(),
             runner: flags.runner.into(),
             tool_call_parser: flags.tool_call_parser,

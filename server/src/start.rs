@@ -216,6 +216,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         isa: config.isa,
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_dtype: config.kv_dtype,
+        cuda_graphs: config.cuda_graphs,
         row_dtype: config.row_dtype,
         runner: config.runner,
     };

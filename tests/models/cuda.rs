@@ -2,18 +2,20 @@
 //! transformers, and the default model against the CPU backend, through the engine, with everything that may happen to a
 //! sequence.
 
-use rill_cuda_shim::Shim;
+use proptest::prelude::*;
+use rill_cuda_shim::{Failing, Shim};
 use rill_engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, ModelRunner, SamplingParams,
-    StopParams,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, Health, ModelRunner, SamplingParams,
+    StopParams, SubmitError,
 };
-use rill_kernels::cuda::CudaBackend;
-use rill_models::{LoadedModel, NoProgress, SourceOptions};
+use rill_kernels::cuda::{CudaBackend, Driver};
+use rill_models::{Device, KvDtype, LoadOptions, LoadedModel, ModelFiles, NoProgress, SourceOptions};
 use rill_tests::reference::Reference;
 use rill_tests::tiny_parity::{self, Bounds};
 use rill_tests::{default_model, tiny_models};
 use std::sync::Arc;
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// Wider than the CPU's: up to 0.0017 and 0.014 were seen, bf16 products in a different order through random weights.
 const BOUNDS: Bounds = Bounds { root_mean_square: 0.002, largest: 0.02 };
@@ -111,53 +113,214 @@ fn the_default_model_generates_the_cpu_backends_tokens() {
     stop(&engine);
 }
 
-/// A tiny model, where there is time for more: the same tokens as on the CPU, in company, preempted and cached.
+/// A tiny model on disk, and what is asked of it: prompts of several lengths.
+struct Tiny {
+    files: ModelFiles,
+    requests: Vec<GenerateRequest>,
+    _dir: TempDir,
+}
+
+impl Tiny {
+    fn new() -> Tiny {
+        let model = tiny_models::all().remove("llama").expect("in the fixture");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        model.write_directory(dir.path(), true);
+        let source = dir.path().display().to_string();
+        let files =
+            rill_models::resolve(&source, &SourceOptions::from_env(), &mut NoProgress).expect("just written");
+        let prompt = |start: usize, len: usize| -> Vec<u32> {
+            (start..start + len).map(|i| model.tokens[i % model.tokens.len()]).collect()
+        };
+        let requests = (0..6).map(|i| request(&prompt(i * 3, 5 + 7 * i), 24 + 4 * i as u32)).collect();
+        Tiny { files, requests, _dir: dir }
+    }
+
+    /// Each request after the one before it.
+    fn one_by_one(&self, engine: &EngineHandle) -> Vec<Vec<u32>> {
+        self.requests.iter().map(|request| finish(engine.submit(request.clone()).expect("taken")).0).collect()
+    }
+
+    /// All at once: tokens of each, and prompt tokens that came from the cache.
+    fn all_at_once(&self, engine: &EngineHandle) -> (Vec<Vec<u32>>, u32) {
+        let streams: Vec<_> =
+            self.requests.iter().map(|request| engine.submit(request.clone()).expect("taken")).collect();
+        let found: Vec<(Vec<u32>, u32)> = streams.into_iter().map(finish).collect();
+        (found.iter().map(|f| f.0.clone()).collect(), found.iter().map(|f| f.1).sum())
+    }
+
+    fn start(&self, backend: CudaBackend, config: EngineConfig) -> EngineHandle {
+        start(rill_models::load_on(&self.files, backend, "the shim").expect("loads"), config)
+    }
+
+    /// `expected` in company, preempted, and with an empty and a full prefix cache.
+    fn check(&self, expected: &[Vec<u32>], backend: impl Fn(u64) -> CudaBackend) {
+        let engine = self.start(backend(1), roomy());
+        assert_eq!(self.all_at_once(&engine).0, expected, "in company");
+        stop(&engine);
+
+        let small = EngineConfig { num_blocks: 10, max_batch_tokens: 16, max_running: 8, ..roomy() };
+        let engine = self.start(backend(2), small);
+        assert_eq!(self.all_at_once(&engine).0, expected, "in a small pool");
+        assert!(engine.stats().preemptions.get() > 0, "nothing was preempted");
+        stop(&engine);
+
+        let engine = self.start(backend(3), EngineConfig { prefix_caching: true, ..roomy() });
+        assert_eq!(self.all_at_once(&engine).0, expected, "with an empty prefix cache");
+        let (again, cached) = self.all_at_once(&engine);
+        assert!(cached >= 32, "only {cached} prompt tokens came from the cache");
+        assert_eq!(again, expected, "with a full prefix cache");
+        stop(&engine);
+    }
+}
+
+fn roomy() -> EngineConfig {
+    EngineConfig { num_blocks: 64, prefix_caching: false, context_len: 64, ..EngineConfig::default() }
+}
+
+/// A tiny model, where there is time for more: the same tokens as on the CPU, in company, preempted and cached; with
+/// launches one by one and replayed as graphs.
 #[test]
 fn preemption_and_prefix_hits_change_nothing() {
-    let (name, model) = tiny_models::all().into_iter().find(|(name, _)| name == "llama").expect("in the fixture");
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    model.write_directory(dir.path(), true);
-    let source = dir.path().display().to_string();
-    let files =
-        rill_models::resolve(&source, &SourceOptions::from_env(), &mut NoProgress).expect("files just written");
-    let prompt = |start: usize, len: usize| -> Vec<u32> {
-        (start..start + len).map(|i| model.tokens[i % model.tokens.len()]).collect()
+    let tiny = Tiny::new();
+    let engine = start(rill_models::load(&tiny.files, &default_model::CPU).expect("loads"), roomy());
+    let expected = tiny.one_by_one(&engine);
+    stop(&engine);
+    tiny.check(&expected, backend);
+    let shim = Arc::new(Shim::new(4));
+    tiny.check(&expected, |_| CudaBackend::new(shim.clone(), 2).with_graphs().with_staged_from(1));
+    assert!(shim.replays() > 10, "only {} graphs were replayed", shim.replays());
+}
+
+/// Every kind of cache keeps the promise, whatever its precision.
+#[test]
+fn no_kind_of_cache_depends_on_company() {
+    let tiny = Tiny::new();
+    for dtype in [KvDtype::F16, KvDtype::Fp8, KvDtype::Int8] {
+        let backend = |seed| backend(seed).with_kv_dtype(dtype);
+        let engine = tiny.start(backend(0), roomy());
+        let expected = tiny.one_by_one(&engine);
+        stop(&engine);
+        tiny.check(&expected, backend);
+    }
+}
+
+/// Tokens drawn from the best of a row, ranked on the device, are those drawn from the whole row, in any company.
+#[test]
+fn ranked_rows_give_the_tokens_of_whole_rows() {
+    let tiny = Tiny::new();
+    let drawn = |number: usize| {
+        let mut request = tiny.requests[number].clone();
+        request.stop.max_tokens = 12;
+        if number > 0 {
+            let sampling = &mut request.sampling;
+            (sampling.temperature, sampling.seed) = (0.8, number as u64);
+            (sampling.top_k, sampling.top_p) = ([3, 20, 64, 0, 0][number - 1], [1.0, 0.9][number % 2]);
+        }
+        request
     };
-    let requests: Vec<GenerateRequest> =
-        (0..6).map(|i| request(&prompt(i * 3, 5 + 7 * i), 24 + 4 * i as u32)).collect();
-    let roomy = EngineConfig { num_blocks: 64, prefix_caching: false, context_len: 64, ..EngineConfig::default() };
-    let cpu = rill_models::load(&files, &default_model::CPU).expect("loads");
-    let engine = start(cpu, EngineConfig { ..roomy.clone() });
-    let expected: Vec<Vec<u32>> =
-        requests.iter().map(|request| finish(engine.submit(request.clone()).expect("taken")).0).collect();
+    let shim = Arc::new(Shim::new(5));
+    let engine = tiny.start(CudaBackend::new(shim, 2), roomy());
+    let whole: Vec<Vec<u32>> = (0..6)
+        .map(|number| {
+            let request = GenerateRequest { logprobs: Some(0), ..drawn(number) };
+            finish(engine.submit(request).expect("taken")).0
+        })
+        .collect();
+    for (number, expected) in whole.iter().enumerate() {
+        assert_eq!(&finish(engine.submit(drawn(number)).expect("taken")).0, expected, "request {number} alone");
+    }
+    let streams: Vec<_> = (0..6).map(|number| engine.submit(drawn(number)).expect("taken")).collect();
+    let found: Vec<Vec<u32>> = streams.into_iter().map(|stream| finish(stream).0).collect();
+    assert_eq!(found, whole, "in company");
     stop(&engine);
+}
 
-    let on_gpu = |seed, config| {
-        let loaded = rill_models::load_on(&files, backend(seed), "the shim").expect("loads");
-        start(loaded, config)
+/// Without a GPU: `auto` runs on the CPU, and whatever a GPU alone has is refused by name. No panic without libcuda.
+#[test]
+fn what_a_gpu_alone_has_is_refused_on_the_cpu() {
+    let tiny = Tiny::new();
+    let refused = |options: LoadOptions, words: &str| match rill_models::load(&tiny.files, &options) {
+        Ok(_) => panic!("{options:?} was taken"),
+        Err(error) => assert!(error.to_string().contains(words), "{error}"),
     };
-    let all_at_once = |engine: &EngineHandle| -> Vec<(Vec<u32>, u32)> {
-        let streams: Vec<_> =
-            requests.iter().map(|request| engine.submit(request.clone()).expect("taken")).collect();
-        streams.into_iter().map(finish).collect()
+    for kv_dtype in [KvDtype::F16, KvDtype::Fp8] {
+        refused(LoadOptions { kv_dtype, ..default_model::CPU }, "on a GPU only");
+    }
+    refused(LoadOptions { cuda_graphs: true, ..default_model::CPU }, "CUDA graphs are for a GPU");
+    // No machine has so many.
+    refused(LoadOptions { device: Device::Cuda(999), ..default_model::CPU }, "CUDA");
+    if Driver::count().unwrap_or(0) == 0 {
+        let loaded = rill_models::load(&tiny.files, &LoadOptions { device: Device::Auto, ..default_model::CPU });
+        let description = loaded.expect("the CPU is there").description;
+        assert!(description.contains("CPU"), "{description}");
+    }
+}
+
+/// A device that fails at any moment, while a model loads or while it runs: every request ends with the reason, the
+/// engine is dead and says so, and nothing panics.
+#[test]
+fn a_lost_device_ends_everything_with_a_reason() {
+    let tiny = Tiny::new();
+    let run = |after: u64, out_of_memory: bool, graphs: bool| -> u64 {
+        let device = Arc::new(Failing::after(after, Shim::new(after), out_of_memory));
+        let backend = CudaBackend::new(device.clone(), 1);
+        let backend = if graphs { backend.with_graphs() } else { backend };
+        let words = if out_of_memory { "out of memory" } else { "CUDA_ERROR_ILLEGAL_ADDRESS" };
+        let loaded = match rill_models::load_on(&tiny.files, backend, "the shim") {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                assert!(error.to_string().contains(words), "{error}");
+                return device.left();
+            }
+        };
+        let config = EngineConfig { num_blocks: 10, max_batch_tokens: 16, max_running: 8, ..roomy() };
+        let runner = match ModelRunner::new(loaded.model, &config) {
+            Ok(runner) => runner,
+            Err(error) => {
+                assert!(error.to_string().contains(words), "{error}");
+                return device.left();
+            }
+        };
+        let engine = Engine::start(Box::new(runner), loaded.tokenizer, config).expect("the engine starts");
+        let mut failures = 0;
+        let mut streams = Vec::new();
+        for request in &tiny.requests[..3] {
+            match engine.submit(GenerateRequest {
+                stop: StopParams { max_tokens: 4, ..request.stop.clone() },
+                ..request.clone()
+            }) {
+                Ok(stream) => streams.push(stream),
+                Err(SubmitError::Dead(reason)) => assert!(reason.contains(words), "{reason}"),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        for mut stream in streams {
+            loop {
+                match stream.next_blocking() {
+                    Some(Event::Finished { .. }) => break,
+                    Some(Event::Failed { message, .. }) => {
+                        assert!(message.contains(words) && !message.contains("panicked"), "{message}");
+                        failures += 1;
+                        break;
+                    }
+                    Some(_) => {}
+                    None => panic!("a stream ended without its last event"),
+                }
+            }
+        }
+        if failures > 0 {
+            assert!(matches!(engine.health(), Health::Dead(reason) if reason.contains(words)));
+        }
+        engine.shutdown();
+        device.left()
     };
-    let tokens = |found: Vec<(Vec<u32>, u32)>| -> Vec<Vec<u32>> { found.into_iter().map(|f| f.0).collect() };
-
-    let engine = on_gpu(1, roomy.clone());
-    assert_eq!(tokens(all_at_once(&engine)), expected, "{name} in company");
-    stop(&engine);
-
-    let engine = on_gpu(2, EngineConfig { num_blocks: 10, max_batch_tokens: 16, max_running: 8, ..roomy.clone() });
-    assert_eq!(tokens(all_at_once(&engine)), expected, "{name} in a small pool");
-    let preemptions = engine.stats().preemptions.get();
-    assert!(preemptions > 0, "nothing was preempted");
-    stop(&engine);
-
-    let engine = on_gpu(3, EngineConfig { prefix_caching: true, ..roomy });
-    assert_eq!(tokens(all_at_once(&engine)), expected, "{name} with an empty prefix cache");
-    let again = all_at_once(&engine);
-    let cached: u32 = again.iter().map(|found| found.1).sum();
-    assert!(cached >= 32, "only {cached} prompt tokens came from the cache");
-    assert_eq!(tokens(again), expected, "{name} with a full prefix cache");
-    stop(&engine);
+    let plenty = 1 << 40;
+    let all = plenty - run(plenty, false, false);
+    proptest!(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() }, |(
+        share in 0.0..1.0_f64,
+        out_of_memory in any::<bool>(),
+        graphs in any::<bool>(),
+    )| {
+        run((all as f64 * share) as u64, out_of_memory, graphs);
+    });
 }

@@ -60,6 +60,7 @@ simt_switch:
 struct Copy {
     void* to;
     const void* from;
+    unsigned bytes;
     bool there;
 };
 
@@ -162,17 +163,19 @@ void schedule() {
 }
 
 float bf16_half(uint32_t pair, int half) { return float_of(half ? pair & 0xffff0000u : pair << 16); }
+float f16_half(uint32_t pair, int half) { return f32_of_f16(static_cast<uint16_t>(half ? pair >> 16 : pair)); }
 
-void multiply_bf16(Lane** lanes) {
+template <float (*HALF)(uint32_t, int)>
+void multiply_halves(Lane** lanes) {
     float a[16][16], b[8][16];
     for (int lane = 0; lane < 32; lane++) {
         int g = lane / 4, t = lane % 4;
         for (int half = 0; half < 2; half++) {
             for (int part = 0; part < 4; part++) {
-                a[g + part % 2 * 8][part / 2 * 8 + 2 * t + half] = bf16_half(lanes[lane]->in[part], half);
+                a[g + part % 2 * 8][part / 2 * 8 + 2 * t + half] = HALF(lanes[lane]->in[part], half);
             }
             for (int part = 0; part < 2; part++) {
-                b[g][part * 8 + 2 * t + half] = bf16_half(lanes[lane]->in[4 + part], half);
+                b[g][part * 8 + 2 * t + half] = HALF(lanes[lane]->in[4 + part], half);
             }
         }
     }
@@ -277,7 +280,9 @@ void compute(Warp& warp) {
             break;
         }
         case Op::MmaBf16:
-            return multiply_bf16(lanes);
+            return multiply_halves<bf16_half>(lanes);
+        case Op::MmaF16:
+            return multiply_halves<f16_half>(lanes);
         case Op::MmaTf32:
             return multiply_tf32(lanes);
         case Op::MmaS8:
@@ -321,13 +326,13 @@ void barrier_block() {
     wait_turn();
 }
 
-void copy_async(void* to, const void* from, bool there) {
-    if ((reinterpret_cast<uintptr_t>(to) | (there ? reinterpret_cast<uintptr_t>(from) : 0)) % 16 != 0) {
-        fail("an asynchronous copy is not 16-byte aligned");
+void copy_async(void* to, const void* from, unsigned bytes, bool there) {
+    if ((reinterpret_cast<uintptr_t>(to) | (there ? reinterpret_cast<uintptr_t>(from) : 0)) % bytes != 0) {
+        fail("an asynchronous copy is not aligned to its size");
     }
     // What was there is lost at once, and what comes is not there before the wait.
-    memset(to, 0xff, 16);
-    block->fibers[block->current].open.push_back({to, from, there});
+    memset(to, 0xff, bytes);
+    block->fibers[block->current].open.push_back({to, from, bytes, there});
 }
 
 void copy_commit() {
@@ -341,9 +346,9 @@ void copy_wait(int pending) {
     while (fiber.committed.size() > static_cast<size_t>(pending)) {
         for (const Copy& copy : fiber.committed.front()) {
             if (copy.there) {
-                memcpy(copy.to, copy.from, 16);
+                memcpy(copy.to, copy.from, copy.bytes);
             } else {
-                memset(copy.to, 0, 16);
+                memset(copy.to, 0, copy.bytes);
             }
         }
         fiber.committed.erase(fiber.committed.begin());

@@ -17,6 +17,7 @@
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define DEVICE static inline
+#define DEVICE_METHOD inline
 #define INFINITE __builtin_inff()
 
 struct Dim3 {
@@ -36,7 +37,7 @@ namespace simt {
 
 extern thread_local Dim3 thread_index, block_index, block_size, grid_size;
 
-enum class Op { Sync, Shuffle, Any, MmaBf16, MmaTf32, MmaS8, Matrices, MatricesTransposed };
+enum class Op { Sync, Shuffle, Any, MmaBf16, MmaF16, MmaTf32, MmaS8, Matrices, MatricesTransposed };
 
 // What a lane brings to a collective, and takes from it.
 struct Lane {
@@ -48,7 +49,7 @@ struct Lane {
 void barrier_block();
 // Gives `lane` to the warp's collective `op` and returns when all 32 lanes have; `out` is then filled in.
 void collective(Op op, Lane& lane);
-void copy_async(void* to, const void* from, bool there);
+void copy_async(void* to, const void* from, unsigned bytes, bool there);
 void copy_commit();
 void copy_wait(int pending);
 unsigned char* dynamic_shared();
@@ -124,6 +125,21 @@ DEVICE uint32_t bf16_bits(float x) {
     return x != x ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
 }
 DEVICE uint32_t bf16_pair(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
+DEVICE uint32_t f16_bits(float x) {
+    uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    if (size > 0x7f800000u) {
+        return 0x7fffu;
+    }
+    if (size >= 0x477ff000u) {
+        return sign | 0x7c00u;
+    }
+    if (size < 0x38800000u) {
+        // Subnormal: multiples of 2^-24.
+        return sign | static_cast<uint32_t>(rintf(float_of(size) * 16777216.0f));
+    }
+    return sign | (((size + 0xfffu + (size >> 13 & 1u)) >> 13) - (112u << 10));
+}
+DEVICE uint32_t f16_pair(float low, float high) { return f16_bits(low) | f16_bits(high) << 16; }
 // Ties away from zero, as cvt.rna does.
 DEVICE uint32_t tf32_bits(float x) {
     uint32_t bits = bits_of(x);
@@ -142,6 +158,9 @@ static inline void mma(simt::Op op, C (&c)[4], const uint32_t (&a)[4], uint32_t 
 }
 DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     mma(simt::Op::MmaBf16, c, a, b0, b1);
+}
+DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    mma(simt::Op::MmaF16, c, a, b0, b1);
 }
 DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     mma(simt::Op::MmaTf32, c, a, b0, b1);
@@ -162,7 +181,8 @@ DEVICE void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
     memcpy(r, lane.out, 16);
 }
 
-DEVICE void copy_async(void* shared, const void* global, bool there) { simt::copy_async(shared, global, there); }
+DEVICE void copy_async(void* shared, const void* global, bool there) { simt::copy_async(shared, global, 16, there); }
+DEVICE void copy_async_word(void* shared, const void* global) { simt::copy_async(shared, global, 4, true); }
 DEVICE void copy_commit() { simt::copy_commit(); }
 template <int PENDING>
 DEVICE void copy_wait() {

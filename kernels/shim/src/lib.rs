@@ -1,7 +1,11 @@
 //! Runs rill's CUDA kernels on the CPU: a launcher that stands in for the driver, so that kernels, launch
 //! configurations and the whole backend are tested where there is no GPU. Device memory is host memory.
 
-use rill_kernels::cuda::{Arg, CudaError, DevicePointer, KERNELS, Launch, Launcher, Memory};
+mod failing;
+
+pub use failing::Failing;
+
+use rill_kernels::cuda::{Arg, CudaError, DevicePointer, Graph, Launch, Launcher, Launches, Memory, kernels};
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_uint, c_void};
@@ -42,6 +46,8 @@ pub struct Shim {
     launches: AtomicU64,
     /// Address → bytes.
     allocated: Mutex<HashMap<u64, usize>>,
+    graphs: Mutex<HashMap<Graph, Launches>>,
+    replays: AtomicU64,
     bytes_max: usize,
 }
 
@@ -65,6 +71,8 @@ impl Shim {
             seed,
             launches: AtomicU64::new(0),
             allocated: Mutex::new(HashMap::new()),
+            graphs: Mutex::new(HashMap::new()),
+            replays: AtomicU64::new(0),
             bytes_max: usize::MAX,
         }
     }
@@ -77,6 +85,15 @@ impl Shim {
     /// Kernels started so far.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Graphs replayed so far.
+    pub fn replays(&self) -> u64 {
+        self.replays.load(Ordering::Relaxed)
+    }
+
+    fn graphs(&self) -> MutexGuard<'_, HashMap<Graph, Launches>> {
+        self.graphs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn allocated(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
@@ -178,11 +195,11 @@ impl Launcher for Shim {
     }
 
     unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<(), CudaError> {
-        let known = KERNELS.iter().find(|(name, _)| *name == launch.kernel);
-        let (_, shared_max) = known.unwrap_or_else(|| panic!("{} is not listed in KERNELS", launch.kernel));
+        let known = kernels().find(|(name, _)| *name == launch.kernel);
+        let (_, shared_max) = known.unwrap_or_else(|| panic!("{} is not listed by kernels()", launch.kernel));
         assert!(
-            launch.shared_bytes <= *shared_max,
-            "{} asks for {} bytes of shared memory and KERNELS says {shared_max}",
+            launch.shared_bytes <= shared_max,
+            "{} asks for {} bytes of shared memory and kernels() says {shared_max}",
             launch.kernel,
             launch.shared_bytes
         );
@@ -212,5 +229,23 @@ impl Launcher for Shim {
         });
         assert!(found, "{} is in no source", launch.kernel);
         Ok(())
+    }
+
+    unsafe fn capture(&self, launches: &Launches) -> Result<Graph, CudaError> {
+        let mut graphs = self.graphs();
+        let graph = Graph(self.launches() << 16 | graphs.len() as u64);
+        assert!(graphs.insert(graph, launches.clone()).is_none(), "graphs have numbers of their own");
+        Ok(graph)
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<(), CudaError> {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+        let launches = self.graphs().get(&graph).expect("a captured graph").clone();
+        // SAFETY: forwarded.
+        launches.iter().try_for_each(|(launch, args)| unsafe { self.launch(launch, args) })
+    }
+
+    fn forget(&self, graph: Graph) {
+        assert!(self.graphs().remove(&graph).is_some(), "graphs are forgotten once");
     }
 }

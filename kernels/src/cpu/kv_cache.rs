@@ -32,7 +32,8 @@ impl KvCache {
     pub fn bytes_per_token(heads: AttentionShape, dtype: KvDtype) -> usize {
         let numbers = 2 * heads.kv_heads * heads.padded_dim();
         match dtype {
-            KvDtype::Bf16 => numbers * size_of::<u16>(),
+            KvDtype::Bf16 | KvDtype::F16 => numbers * size_of::<u16>(),
+            KvDtype::Fp8 => numbers,
             KvDtype::Int8 => numbers + numbers / GROUP * size_of::<u16>(),
         }
     }
@@ -48,6 +49,7 @@ impl KvCache {
                 values: Buffer::zeroed(len),
                 scales: Buffer::zeroed(2 * len / GROUP),
             },
+            KvDtype::F16 | KvDtype::Fp8 => unreachable!("`CpuBackend::with_kv_dtype` refuses it"),
         };
         KvCache { storage, shape, kv_heads: heads.kv_heads, head_dim }
     }

@@ -106,7 +106,11 @@ impl CpuBackend {
     }
 
     /// The same with KV caches of `dtype`.
+    ///
+    /// # Panics
+    /// If there are none on the CPU: [`KvDtype::on_cpu`].
     pub fn with_kv_dtype(mut self, dtype: KvDtype) -> CpuBackend {
+        assert!(dtype.on_cpu(), "no {dtype:?} cache on the CPU");
         self.kv_dtype = dtype;
         self
     }

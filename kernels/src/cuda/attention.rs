@@ -1,9 +1,9 @@
-//! Attention's work list: which rows meet which tokens in which launch. kernels/cuda/attention.cu says why any list
+//! Attention's work list: which rows meet which tokens in which launch. kernels/cuda/attention.cuh says why any list
 //! gives a row the same bits.
 
 use crate::backend::{AttentionShape, StepInput};
 
-/// As in attention.cu.
+/// As in attention.cuh.
 const PARTITION: usize = 256;
 const TILE: usize = 16;
 /// Rows a block of the shared kernel takes.
@@ -30,6 +30,19 @@ pub(super) struct WorkList {
 }
 
 impl WorkList {
+    /// Fills up both lists of a decode step with jobs that do nothing, to powers of two: a batch of one size has few
+    /// lengths of lists, and so few graphs.
+    pub(super) fn pad(&mut self) {
+        let pad = |list: &mut Vec<u32>, words: usize| {
+            let count = list.len() / words;
+            if count > 0 {
+                list.resize(count.next_power_of_two() * words, 0);
+            }
+        };
+        pad(&mut self.split, JOB_WORDS);
+        pad(&mut self.merges, MERGE_WORDS);
+    }
+
     /// Lists the work of `input`.
     pub(super) fn fill(&mut self, input: StepInput<'_>, heads: AttentionShape) {
         self.split.clear();
@@ -96,38 +109,4 @@ impl Tile {
             [self.table, self.first_row, self.base, self.rows, begin, end].map(|n| n as u32);
         [table, first_row, base, rows, begin, end, partial, 0]
     }
-}
-
-/// The width of head the kernels are made for that holds `head_dim`.
-pub(super) fn cache_dim(head_dim: usize) -> usize {
-    [32, 64, 96, 128, 256].into_iter().find(|dim| *dim >= head_dim).unwrap_or(AttentionShape::HEAD_DIM_MAX)
-}
-
-/// Name, warps a block and bytes of shared memory of the kernels for heads of `dim`.
-pub(super) fn split_kernel(dim: usize) -> (&'static str, u32, usize) {
-    let (name, warps) = match dim {
-        32 => ("attend_split_32", 4),
-        64 => ("attend_split_64", 4),
-        96 => ("attend_split_96", 4),
-        128 => ("attend_split_128", 2),
-        _ => ("attend_split_256", 2),
-    };
-    (name, warps, warps as usize * 3 * stage_bytes(dim))
-}
-
-/// The same for prefill: always four warps.
-pub(super) fn shared_kernel(dim: usize) -> (&'static str, usize) {
-    let (name, stages) = match dim {
-        32 => ("attend_shared_32", 3),
-        64 => ("attend_shared_64", 3),
-        96 => ("attend_shared_96", 3),
-        128 => ("attend_shared_128", 3),
-        _ => ("attend_shared_256", 2),
-    };
-    (name, stages * stage_bytes(dim) + 4 * 4 * TILE * dim)
-}
-
-/// Keys and values of a tile, bf16, rows padded by 8.
-fn stage_bytes(dim: usize) -> usize {
-    2 * TILE * (dim + 8) * 2
 }

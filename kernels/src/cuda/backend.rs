@@ -3,11 +3,17 @@
 //! Operations have no way to fail: after the first error nothing more is launched, results are meaningless, and
 //! [`Backend::check`] says what happened. Whoever runs a step asks it before using what came out.
 
-use super::attention::{JOB_WORDS, MERGE_WORDS, WorkList, cache_dim, shared_kernel, split_kernel};
+use super::attention::{JOB_WORDS, MERGE_WORDS, WorkList};
+use super::graphs::Graphs;
+use super::kernels::{STAGED_ROWS, attention, cache_dim, rope_write};
 use super::launch::{Arg, DevicePointer, Launch, Launcher};
-use super::memory::{Bytes, Device, DeviceBuffer, float_bytes_mut};
-use super::weights::{Kind, Weights, upload};
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, ColumnRuns, DeviceError, Rope, StepInput};
+use super::linear::STAGED_BLOCKS_MIN;
+use super::memory::{Bytes, BytesMut, Device, DeviceBuffer};
+use super::rank::ranked_max;
+use super::weights::{Weights, upload};
+use crate::backend::{
+    Activation, AttentionShape, Backend, BestLogits, CacheShape, ColumnRuns, DeviceError, KvDtype, Rope, StepInput,
+};
 use crate::cpu::Form;
 use crate::packed::{GROUP, PackError, Packed, Stored};
 use crate::pool::Pool;
@@ -15,27 +21,32 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of activations are allocated in multiples of this: linear kernels read whole tiles.
-const ROW_TILE: usize = 32;
-/// Up to this many rows the small tile of the linear kernels is used. Both give the same bits.
-const SMALL_ROWS_MAX: usize = 8;
+const ROW_TILE: usize = STAGED_ROWS;
 /// Bytes of shared memory the norms use.
 const NORM_SHARED: usize = 8 * 4;
 
 /// Runs on a CUDA device, or on whatever stands in for one.
 pub struct CudaBackend {
-    device: Device,
+    pub(super) device: Device,
     /// Repacks weights at load.
     pool: Pool,
+    kv_dtype: KvDtype,
+    /// Work lists are filled up to sizes that come again.
+    padded: bool,
+    pub(super) staged_blocks_min: usize,
     /// Token ids, selected rows, scales of rows: one upload at a time, used by the next launch.
     ids: DeviceBuffer,
     scales: DeviceBuffer,
     /// Logits before they are copied to the host.
-    logits: Matrix,
+    pub(super) logits: Matrix,
+    /// Ranks of chunks of logits, and of rows.
+    pub(super) candidates: DeviceBuffer,
+    pub(super) best: DeviceBuffer,
 }
 
 /// Weights of one linear layer.
 pub struct Linear {
-    parts: Vec<Weights>,
+    pub(super) parts: Vec<Weights>,
 }
 
 /// f32 parameters.
@@ -47,27 +58,30 @@ pub struct Vector {
 /// `rows × width` f32, row after row; memory is kept from step to step.
 #[derive(Default)]
 pub struct Matrix {
-    data: DeviceBuffer,
-    rows: usize,
-    width: usize,
+    pub(super) data: DeviceBuffer,
+    pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
 /// Rows ready for a linear layer; kernels/cuda/rows.cuh draws them.
 #[derive(Default)]
 pub struct Rows {
-    rows: usize,
-    cols: usize,
-    form: Form,
-    values: DeviceBuffer,
-    q: DeviceBuffer,
-    scale: DeviceBuffer,
-    sum: DeviceBuffer,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) form: Form,
+    pub(super) values: DeviceBuffer,
+    pub(super) q: DeviceBuffer,
+    pub(super) scale: DeviceBuffer,
+    pub(super) sum: DeviceBuffer,
 }
 
-/// Keys and values of one layer; kernels/cuda/rope.cu draws them.
+/// Keys and values of one layer; kernels/cuda/kv.cuh draws them.
 pub struct KvCache {
     keys: DeviceBuffer,
     values: DeviceBuffer,
+    /// Of both, where bytes have scales.
+    scales: DeviceBuffer,
+    dtype: KvDtype,
     shape: CacheShape,
 }
 
@@ -88,7 +102,7 @@ pub struct Step {
     merges: DevicePointer,
     /// `[row][cosines, sines][n]`.
     rotations: DeviceBuffer,
-    /// Turned queries, bf16: `[row][head][dim]`.
+    /// Turned queries, bf16 or f16: `[row][head][dim]`.
     queries: DeviceBuffer,
     /// Partitions' outputs, and their maxima and sums.
     partial: DeviceBuffer,
@@ -109,6 +123,22 @@ impl Linear {
     }
 }
 
+/// Bytes of a number in a cache.
+fn number_bytes(dtype: KvDtype) -> usize {
+    match dtype {
+        KvDtype::Bf16 | KvDtype::F16 => 2,
+        KvDtype::Int8 | KvDtype::Fp8 => 1,
+    }
+}
+
+/// Bytes of a group's scale; 0: there are none.
+fn scale_bytes(dtype: KvDtype) -> usize {
+    match dtype {
+        KvDtype::Int8 => 2,
+        KvDtype::Bf16 | KvDtype::F16 | KvDtype::Fp8 => 0,
+    }
+}
+
 fn launch(kernel: &'static str, rows: usize, threads: u32) -> Launch {
     Launch { kernel, grid: [rows as u32, 1, 1], threads, shared_bytes: 0 }
 }
@@ -119,10 +149,37 @@ impl CudaBackend {
         CudaBackend {
             device: Device::new(launcher),
             pool: Pool::new(threads),
+            kv_dtype: KvDtype::default(),
+            padded: false,
+            staged_blocks_min: STAGED_BLOCKS_MIN,
             ids: DeviceBuffer::default(),
             scales: DeviceBuffer::default(),
             logits: Matrix::default(),
+            candidates: DeviceBuffer::default(),
+            best: DeviceBuffer::default(),
         }
+    }
+
+    /// The same with KV caches of `dtype`.
+    pub fn with_kv_dtype(mut self, dtype: KvDtype) -> CudaBackend {
+        self.set_kv_dtype(dtype);
+        self
+    }
+
+    /// Caches made from now on are of `dtype`.
+    pub fn set_kv_dtype(&mut self, dtype: KvDtype) {
+        self.kv_dtype = dtype;
+    }
+
+    /// The same, taking the kernels for many rows where they have at least `blocks` blocks. Results are the same bits.
+    pub fn with_staged_from(self, blocks: usize) -> CudaBackend {
+        CudaBackend { staged_blocks_min: blocks, ..self }
+    }
+
+    /// The same, replaying launches that come again as graphs. Results are the same bits.
+    pub fn with_graphs(self) -> CudaBackend {
+        let graphs = Graphs::new(self.device.launcher().clone());
+        CudaBackend { device: Device::new(Arc::new(graphs)), padded: true, ..self }
     }
 
     /// The device in words.
@@ -139,13 +196,13 @@ impl CudaBackend {
         };
         let values = x.form.f32.then(|| {
             let mut values = vec![0.0; x.rows * groups * GROUP];
-            self.device.download(&x.values, 0, float_bytes_mut(&mut values));
+            self.device.download(&x.values, 0, values.bytes_mut());
             cut(values)
         });
         let quantised = x.form.q8.then(|| {
             let (mut q, mut scale) = (vec![0; x.rows * groups * GROUP], vec![0.0; x.rows * groups]);
             self.device.download(&x.q, 0, &mut q);
-            self.device.download(&x.scale, 0, float_bytes_mut(&mut scale));
+            self.device.download(&x.scale, 0, scale.bytes_mut());
             cut(q.iter().enumerate().map(|(i, &q)| f32::from(q.cast_signed()) * scale[i / GROUP]).collect())
         });
         [values, quantised]
@@ -180,58 +237,6 @@ impl CudaBackend {
         assert!(select.iter().all(|&row| (row as usize) < all), "a selected row beyond the batch");
         self.device.upload(&mut self.ids, select.bytes());
         (select.len(), self.ids.pointer().into())
-    }
-
-    fn multiply(&self, layer: &Linear, x: &Rows, out: &Matrix, add: bool) {
-        let mut first = 0;
-        for part in &layer.parts {
-            let ready = if part.kind.quantised() { x.form.q8 } else { x.form.f32 };
-            assert!(part.cols == x.cols && ready, "rows in the wrong form");
-            let small = x.rows <= SMALL_ROWS_MAX;
-            let kernel = match (part.kind, small) {
-                (Kind::Four, true) => "linear_four_1x1",
-                (Kind::Four, false) => "linear_four_2x4",
-                (Kind::Eight, true) => "linear_eight_1x1",
-                (Kind::Eight, false) => "linear_eight_2x4",
-                (Kind::Brain, true) => "linear_brain_1x1",
-                (Kind::Brain, false) => "linear_brain_2x4",
-                (Kind::Half, true) => "linear_half_1x1",
-                (Kind::Half, false) => "linear_half_2x4",
-                (Kind::Single, true) => "linear_single_1x1",
-                (Kind::Single, false) => "linear_single_2x4",
-            };
-            let (mt, nt) = if small { (1, 1) } else { (2, 4) };
-            let launch = Launch {
-                kernel,
-                grid: [part.tiles.div_ceil(mt) as u32, x.rows.div_ceil(8 * nt) as u32, 1],
-                threads: 256,
-                shared_bytes: mt * nt * 128 * 4,
-            };
-            let codes: Arg = part.codes.pointer().into();
-            let sizes: [Arg; 2] = [part.steps.into(), part.tiles.into()];
-            let output: [Arg; 6] = [
-                out.data.pointer().into(),
-                x.rows.into(),
-                part.rows.into(),
-                out.width.into(),
-                first.into(),
-                u32::from(add).into(),
-            ];
-            let mut args = vec![codes];
-            if part.kind.quantised() {
-                args.push(part.scales.pointer().into());
-                args.extend(sizes);
-                args.extend([&x.q, &x.scale, &x.sum].map(|b| Arg::from(b.pointer())));
-            } else {
-                args.extend(sizes);
-                args.extend::<[Arg; _]>([x.values.pointer().into(), x.cols.next_multiple_of(GROUP).into()]);
-            }
-            args.extend(output);
-            // SAFETY: weights hold `tiles` tiles of `steps`, rows whole tiles of rows in the form asked for above, and
-            // `out` `x.rows` rows of `out.width`, which `first + part.rows` does not pass.
-            unsafe { self.device.launch(launch, &args) };
-            first += part.rows;
-        }
     }
 
     fn norm(
@@ -289,39 +294,50 @@ impl Backend for CudaBackend {
 
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> KvCache {
         assert!(shape.block_size.is_multiple_of(16), "blocks hold a multiple of 16 tokens");
-        let bytes = shape.blocks * shape.block_size * self.kv_bytes_per_token(heads) / 2;
-        KvCache { keys: self.device.allocate(bytes), values: self.device.allocate(bytes), shape }
+        let numbers = shape.blocks * shape.block_size * heads.kv_heads * cache_dim(heads.head_dim);
+        let bytes = numbers * number_bytes(self.kv_dtype);
+        KvCache {
+            keys: self.device.allocate(bytes),
+            values: self.device.allocate(bytes),
+            scales: self.device.allocate(2 * numbers * scale_bytes(self.kv_dtype) / GROUP),
+            dtype: self.kv_dtype,
+            shape,
+        }
     }
 
     fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize {
-        2 * size_of::<u16>() * heads.kv_heads * cache_dim(heads.head_dim)
+        let numbers = 2 * heads.kv_heads * cache_dim(heads.head_dim);
+        numbers * number_bytes(self.kv_dtype) + numbers / GROUP * scale_bytes(self.kv_dtype)
     }
 
     fn copy_blocks(&mut self, cache: &mut KvCache, pairs: &[(u32, u32)]) {
-        for half in [&mut cache.keys, &mut cache.values] {
-            let size = half.len() / cache.shape.blocks;
+        for part in [&mut cache.keys, &mut cache.values, &mut cache.scales] {
+            let size = part.len() / cache.shape.blocks;
             for &(from, to) in pairs {
-                self.device.copy_within(half, from as usize * size, to as usize * size, size);
+                self.device.copy_within(part, from as usize * size, to as usize * size, size);
             }
         }
     }
 
     fn block_bytes(&self, cache: &KvCache) -> usize {
-        (cache.keys.len() + cache.values.len()) / cache.shape.blocks
+        [&cache.keys, &cache.values, &cache.scales].map(|part| part.len() / cache.shape.blocks).iter().sum()
     }
 
     fn read_block(&mut self, cache: &KvCache, block: u32, out: &mut Vec<u8>) {
-        for half in [&cache.keys, &cache.values] {
-            let (size, start) = (half.len() / cache.shape.blocks, out.len());
+        for part in [&cache.keys, &cache.values, &cache.scales] {
+            let (size, start) = (part.len() / cache.shape.blocks, out.len());
             out.resize(start + size, 0);
-            self.device.download(half, block as usize * size, &mut out[start..]);
+            self.device.download(part, block as usize * size, &mut out[start..]);
         }
     }
 
     fn write_block(&mut self, cache: &mut KvCache, block: u32, bytes: &[u8]) {
-        let (keys, values) = bytes.split_at(cache.keys.len() / cache.shape.blocks);
-        self.device.upload_at(&mut cache.keys, block as usize * keys.len(), keys);
-        self.device.upload_at(&mut cache.values, block as usize * values.len(), values);
+        let mut rest = bytes;
+        for part in [&mut cache.keys, &mut cache.values, &mut cache.scales] {
+            let (own, others) = rest.split_at(part.len() / cache.shape.blocks);
+            self.device.upload_at(part, block as usize * own.len(), own);
+            rest = others;
+        }
     }
 
     fn memory_free(&self) -> Option<usize> {
@@ -350,32 +366,40 @@ impl Backend for CudaBackend {
         let (rows, dim) = (input.positions.len(), cache_dim(heads.head_dim));
         (step.rows, step.heads, step.frequencies) = (rows, Some(heads), n);
         step.work.fill(input, heads);
+        if self.padded {
+            step.work.pad();
+        }
         let work = &step.work;
         let frequencies: Vec<u32> = rope.inverse_frequencies.iter().map(|f| f.to_bits()).collect();
+        // What grows from step to step comes last, so that the rest stays where it is.
         let parts: [&[u32]; 7] = [
             input.positions,
             input.slot_mapping,
-            input.block_tables,
-            &work.split,
-            &work.shared,
-            &work.merges,
             &frequencies,
+            &work.split,
+            &work.merges,
+            &work.shared,
+            input.block_tables,
         ];
-        self.device.upload(&mut step.words, parts.concat().bytes());
+        let words = parts.concat();
+        self.device.reserve(&mut step.words, (4 * words.len()).next_power_of_two());
+        self.device.upload(&mut step.words, words.bytes());
         let mut offset = 0;
         let at = parts.map(|part| {
             let pointer = step.words.pointer().offset(4 * offset);
             offset += part.len();
             pointer
         });
-        [step.positions, step.slots, step.tables, step.split, step.shared, step.merges, _] = at;
+        let frequencies;
+        [step.positions, step.slots, frequencies, step.split, step.merges, step.shared, step.tables] = at;
         self.device.reserve(&mut step.rotations, rows * 2 * n * 4);
         self.device.reserve(&mut step.queries, rows * heads.heads * dim * 2);
         let partial = work.partial_rows * heads.kv_heads;
         self.device.reserve(&mut step.partial, partial * dim * 4);
         self.device.reserve(&mut step.partial_state, partial * 2 * 4);
         if n > 0 {
-            let args = [at[0].into(), at[6].into(), n.into(), rope.factor.into(), step.rotations.pointer().into()];
+            let args =
+                [at[0].into(), frequencies.into(), n.into(), rope.factor.into(), step.rotations.pointer().into()];
             // SAFETY: a position for each row and `n` frequencies were uploaded; room was made for the table.
             unsafe { self.device.launch(launch("rope_table", rows, 128), &args) };
         }
@@ -419,8 +443,21 @@ impl Backend for CudaBackend {
         let mut logits = std::mem::take(&mut self.logits);
         self.linear(layer, x, &mut logits);
         out.resize(x.rows * logits.width, 0.0);
-        self.device.download(&logits.data, 0, float_bytes_mut(out));
+        self.device.download(&logits.data, 0, out.bytes_mut());
         self.logits = logits;
+    }
+
+    fn best_logits_max(&self, layer: &Linear) -> usize {
+        ranked_max(layer.rows())
+    }
+
+    fn best_logits(&mut self, layer: &Linear, x: &Rows, scale: f32, count: usize) -> Option<Vec<BestLogits>> {
+        Some(self.rank(layer, x, scale, count))
+    }
+
+    fn ranked_row(&self, row: usize) -> Vec<f32> {
+        assert!(row < self.logits.rows, "row {row} of {}", self.logits.rows);
+        self.read(&self.logits, row..row + 1)
     }
 
     fn attention(
@@ -460,15 +497,17 @@ impl Backend for CudaBackend {
             step.queries.pointer().into(),
             cache.keys.pointer().into(),
             cache.values.pointer().into(),
+            cache.scales.pointer().into(),
         ];
         // SAFETY: shapes and slots were checked; rotations and queries were made room for in `prepare`.
-        unsafe { self.device.launch(launch("rope_write", rows, 256), &write) };
+        unsafe { self.device.launch(launch(rope_write(cache.dtype), rows, 256), &write) };
 
         self.reset(&mut step.attended, rows, heads.out_width());
-        let call: [Arg; 15] = [
+        let call: [Arg; 16] = [
             step.queries.pointer().into(),
             cache.keys.pointer().into(),
             cache.values.pointer().into(),
+            cache.scales.pointer().into(),
             step.tables.into(),
             step.positions.into(),
             step.attended.data.pointer().into(),
@@ -484,13 +523,14 @@ impl Backend for CudaBackend {
         ];
         let kv_heads = heads.kv_heads as u32;
         let (split, shared) = (step.work.split.len() / JOB_WORDS, step.work.shared.len() / JOB_WORDS);
-        let (kernel, warps, shared_bytes) = split_kernel(dim);
+        let kernels = attention(cache.dtype, dim);
+        let (kernel, warps, shared_bytes) = (kernels.split, kernels.split_warps, kernels.split_shared);
         let grid = [split.div_ceil(warps as usize) as u32, kv_heads, 1];
         let mut args = call.to_vec();
         args.extend::<[Arg; _]>([step.split.into(), split.into()]);
         // SAFETY: jobs name rows and tables of this step, whose blocks were checked; partial states have room.
         unsafe { self.device.launch(Launch { kernel, grid, threads: 32 * warps, shared_bytes }, &args) };
-        let (kernel, shared_bytes) = shared_kernel(dim);
+        let (kernel, shared_bytes) = (kernels.shared, kernels.shared_shared);
         let mut args = call.to_vec();
         args.extend::<[Arg; _]>([step.shared.into(), shared.into()]);
         let grid = [shared as u32, kv_heads, 1];
@@ -628,7 +668,7 @@ impl Backend for CudaBackend {
 
     fn read(&self, x: &Matrix, range: Range<usize>) -> Vec<f32> {
         let mut out = vec![0.0; range.len() * x.width];
-        self.device.download(&x.data, range.start * x.width * 4, float_bytes_mut(&mut out));
+        self.device.download(&x.data, range.start * x.width * 4, out.bytes_mut());
         out
     }
 }

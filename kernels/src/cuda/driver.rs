@@ -3,7 +3,8 @@
 #![allow(clippy::missing_safety_doc, reason = "the trait says it")]
 
 use super::arena::Arena;
-use super::launch::{Arg, CudaError, DevicePointer, Launch, Launcher, Memory};
+use super::launch::{Arg, CudaError, DevicePointer, Graph, Launch, Launcher, Launches, Memory};
+use super::staging::Staging;
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -11,8 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One fat binary a source file; none if the crate was built without nvcc.
 const MODULES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/cuda_modules.rs"));
-/// Page-locked memory that small uploads pass through, so that they need not wait for the device.
-const STAGING_BYTES: usize = 8 << 20;
+/// Page-locked memory for small uploads, on the kernels' own stream: they wait for nothing and cost one call.
+const SMALL_BYTES: usize = 4 << 20;
 /// Kernels may take this much shared memory without being asked.
 const SHARED_BYTES_PLAIN: usize = 48 << 10;
 
@@ -37,8 +38,12 @@ pub struct Driver {
 
 struct Host {
     arena: Arena,
-    staging: *mut u8,
+    small: *mut u8,
+    /// Bytes of it that copies may still read.
     staged: usize,
+    staging: Staging,
+    graphs: HashMap<Graph, sys::CUgraphExec>,
+    graphs_made: u64,
 }
 
 // SAFETY: the driver API may be called from any thread on which the context is current, which every method sees to;
@@ -95,11 +100,14 @@ impl Driver {
         let (free, total) = result::mem_get_info().map_err(failed("free memory cannot be asked for"))?;
         let bytes = (free as f64 * options.memory_utilization.clamp(0.0, 1.0)) as usize;
         // SAFETY: memory of the current context; both pieces are held until the process ends.
-        let (base, staging) = unsafe {
+        let (base, small) = unsafe {
             let base = result::malloc_sync(bytes).map_err(|_| CudaError::OutOfMemory { asked: bytes, free })?;
-            let staging = result::malloc_host(STAGING_BYTES, 0).map_err(failed("no page-locked memory"))?;
-            (base, staging.cast())
+            let small = result::malloc_host(SMALL_BYTES, 0).map_err(failed("no page-locked memory"))?;
+            (base, small.cast())
         };
+        let staging = Staging::new().map_err(failed("no page-locked memory"))?;
+        let arena = Arena::new(bytes);
+        let host = Host { arena, small, staged: 0, staging, graphs: HashMap::new(), graphs_made: 0 };
         Ok(Driver {
             name: format!("{name}, compute capability {major}.{minor}"),
             context,
@@ -107,7 +115,7 @@ impl Driver {
             kernels,
             base,
             total,
-            host: Mutex::new(Host { arena: Arena::new(bytes), staging, staged: 0 }),
+            host: Mutex::new(host),
         })
     }
 
@@ -141,7 +149,7 @@ fn load_kernels() -> Result<HashMap<&'static str, sys::CUfunction>, CudaError> {
         modules.push(module.map_err(failed("the kernels do not load on this GPU"))?);
     }
     let mut kernels = HashMap::new();
-    for (name, shared_bytes) in super::kernels::KERNELS {
+    for (name, shared_bytes) in super::kernels::kernels() {
         let symbol = CString::new(name).map_err(|_| CudaError::NoKernels)?;
         let found = modules.iter().find_map(|&module| {
             // SAFETY: the module was just loaded.
@@ -186,20 +194,18 @@ impl Launcher for Driver {
     unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), CudaError> {
         self.enter()?;
         let mut host = self.host();
-        if bytes.len() > STAGING_BYTES {
-            // Weights: ordinary memory, copied before this returns.
-            // SAFETY: forwarded; the stream is waited for before `bytes` may change.
-            unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }.map_err(failed("a copy to the GPU"))?;
-            return self.wait();
+        if bytes.len() > SMALL_BYTES {
+            // SAFETY: forwarded; the context is current.
+            return unsafe { host.staging.upload(to.0, bytes, self.stream) };
         }
-        if host.staged + bytes.len() > STAGING_BYTES {
+        if host.staged + bytes.len() > SMALL_BYTES {
             self.wait()?;
             host.staged = 0;
         }
         // SAFETY: the part is inside the staging memory, and no copy under way reads it: it is written once between
         // two waits.
         unsafe {
-            let place = host.staging.add(host.staged);
+            let place = host.small.add(host.staged);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
             let part = std::slice::from_raw_parts(place, bytes.len());
             result::memcpy_htod_async(to.0, part, self.stream).map_err(failed("a copy to the GPU"))?;
@@ -210,10 +216,11 @@ impl Launcher for Driver {
 
     unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.enter()?;
-        // SAFETY: forwarded; `bytes` is borrowed until the copy is done.
-        unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }.map_err(failed("a copy from the GPU"))?;
-        self.wait()?;
-        self.host().staged = 0;
+        let mut host = self.host();
+        // SAFETY: forwarded; the context is current.
+        unsafe { host.staging.download(from.0, bytes, self.stream)? };
+        // What was asked of the kernels' stream before is done.
+        host.staged = 0;
         Ok(())
     }
 
@@ -256,5 +263,46 @@ impl Launcher for Driver {
             )
         }
         .map_err(|error| CudaError::Driver { what: launch.kernel, reason: error.to_string() })
+    }
+
+    unsafe fn capture(&self, launches: &Launches) -> Result<Graph, CudaError> {
+        self.enter()?;
+        let what = "a graph of launches";
+        // SAFETY: forwarded; the stream is this thread's alone while the context's owner captures, and launches are
+        // noted and not run.
+        let exec = unsafe {
+            let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            result::stream::begin_capture(self.stream, mode).map_err(failed(what))?;
+            let noted = launches.iter().try_for_each(|(launch, args)| self.launch(launch, args));
+            // Capturing ends even where a launch failed.
+            let graph = result::stream::end_capture(self.stream).map_err(failed(what));
+            noted?;
+            let graph = graph?;
+            let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)).map_err(failed(what));
+            result::graph::destroy(graph).map_err(failed(what))?;
+            exec?
+        };
+        let mut host = self.host();
+        host.graphs_made += 1;
+        let graph = Graph(host.graphs_made);
+        host.graphs.insert(graph, exec);
+        Ok(graph)
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<(), CudaError> {
+        self.enter()?;
+        let exec = self.host().graphs.get(&graph).copied();
+        let exec = exec.ok_or(CudaError::Driver { what: "a graph is missing", reason: format!("{graph:?}") })?;
+        // SAFETY: forwarded.
+        unsafe { result::graph::launch(exec, self.stream) }.map_err(failed("a graph of launches"))
+    }
+
+    fn forget(&self, graph: Graph) {
+        if let Some(exec) = self.host().graphs.remove(&graph)
+            && self.enter().is_ok()
+        {
+            // SAFETY: nobody has its number any more. The driver keeps what still runs; an error shows in the next call.
+            let _ = unsafe { result::graph::exec_destroy(exec) };
+        }
     }
 }

@@ -44,7 +44,7 @@ impl From<usize> for Arg {
 }
 
 /// A kernel and its launch configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launch {
     pub kernel: &'static str,
     pub grid: [u32; 3],
@@ -53,6 +53,47 @@ pub struct Launch {
     /// Bytes of dynamic shared memory a block.
     pub shared_bytes: usize,
 }
+
+/// Launches in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Launches {
+    /// Each with where its arguments end.
+    launches: Vec<(Launch, usize)>,
+    args: Vec<Arg>,
+}
+
+impl Launches {
+    pub fn len(&self) -> usize {
+        self.launches.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.launches.is_empty()
+    }
+
+    pub fn push(&mut self, launch: Launch, args: &[Arg]) {
+        self.args.extend_from_slice(args);
+        self.launches.push((launch, self.args.len()));
+    }
+
+    pub fn clear(&mut self) {
+        self.launches.clear();
+        self.args.clear();
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Launch, &[Arg])> {
+        let mut start = 0;
+        self.launches.iter().map(move |&(launch, end)| {
+            let args = &self.args[start..end];
+            start = end;
+            (launch, args)
+        })
+    }
+}
+
+/// Captured launches, by a number of the launcher's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Graph(pub u64);
 
 /// Bytes of device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,4 +164,19 @@ pub trait Launcher: Send + Sync {
     /// # Safety
     /// `args` are what the kernel takes, and what it reads and writes through them is live device memory.
     unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<(), CudaError>;
+
+    /// Makes one thing of launches, without running them.
+    ///
+    /// # Safety
+    /// As for `launch`, of each, whenever the graph is replayed.
+    unsafe fn capture(&self, launches: &Launches) -> Result<Graph, CudaError>;
+
+    /// Runs captured launches.
+    ///
+    /// # Safety
+    /// `graph` came from `capture` of this launcher and was not forgotten; what its launches use is live.
+    unsafe fn replay(&self, graph: Graph) -> Result<(), CudaError>;
+
+    /// A graph that is not replayed again.
+    fn forget(&self, graph: Graph);
 }

@@ -45,8 +45,8 @@ impl Device {
         Device { launcher, error: RefCell::new(None) }
     }
 
-    pub(super) fn launcher(&self) -> &dyn Launcher {
-        &*self.launcher
+    pub(super) fn launcher(&self) -> &Arc<dyn Launcher> {
+        &self.launcher
     }
 
     pub(super) fn error(&self) -> Option<CudaError> {
@@ -171,9 +171,19 @@ macro_rules! bytes {
 }
 bytes!(u16, u32, f32);
 
-/// The bytes of a slice of floats, to be overwritten.
-pub(super) fn float_bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    let len = size_of_val(values);
-    // SAFETY: every four bytes are an `f32`, and `u8` has no alignment.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
+/// Plain numbers to be overwritten byte by byte.
+pub(super) trait BytesMut {
+    fn bytes_mut(&mut self) -> &mut [u8];
 }
+
+macro_rules! bytes_mut {
+    ($($t:ty),*) => {$(
+        impl BytesMut for [$t] {
+            fn bytes_mut(&mut self) -> &mut [u8] {
+                // SAFETY: any bytes are such a number, and `u8` has no alignment.
+                unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr().cast(), size_of_val(self)) }
+            }
+        }
+    )*};
+}
+bytes_mut!(u64, f32);

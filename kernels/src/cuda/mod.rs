@@ -5,12 +5,16 @@ mod arena;
 mod attention;
 mod backend;
 mod driver;
+mod graphs;
 mod kernels;
 mod launch;
+mod linear;
 mod memory;
+mod rank;
+mod staging;
 mod weights;
 
 pub use backend::{CudaBackend, KvCache, Linear, Matrix, Rows, Step, Vector};
 pub use driver::{Driver, DriverOptions};
-pub use kernels::KERNELS;
-pub use launch::{Arg, CudaError, DevicePointer, Launch, Launcher, Memory};
+pub use kernels::kernels;
+pub use launch::{Arg, CudaError, DevicePointer, Graph, Launch, Launcher, Launches, Memory};

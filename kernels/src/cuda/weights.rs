@@ -25,6 +25,17 @@ impl Kind {
         matches!(self, Kind::Four | Kind::Eight)
     }
 
+    /// For a few rows, for more, and for many rows and outputs.
+    pub(super) fn kernels(self) -> [&'static str; 3] {
+        match self {
+            Kind::Four => ["linear_four_1x1", "linear_four_2x4", "linear_four_staged"],
+            Kind::Eight => ["linear_eight_1x1", "linear_eight_2x4", "linear_eight_staged"],
+            Kind::Brain => ["linear_brain_1x1", "linear_brain_2x4", "linear_brain_staged"],
+            Kind::Half => ["linear_half_1x1", "linear_half_2x4", "linear_half_staged"],
+            Kind::Single => ["linear_single_1x1", "linear_single_2x4", "linear_single_staged"],
+        }
+    }
+
     fn of(layout: &Layout) -> Kind {
         match layout {
             Layout::Four { .. } => Kind::Four,

@@ -215,10 +215,12 @@ impl World {
             let query = |position: usize, head: usize| match self.dtype {
                 KvDtype::Bf16 => reference::round_bf16(&turned(position, head)),
                 KvDtype::Int8 => reference::round_int8(&turned(position, head), false),
+                KvDtype::F16 | KvDtype::Fp8 => unreachable!("no such cache on the CPU"),
             };
             let kept = |x: &[f32]| match self.dtype {
                 KvDtype::Bf16 => reference::round_bf16(x),
                 KvDtype::Int8 => reference::round_int8(x, true),
+                KvDtype::F16 | KvDtype::Fp8 => unreachable!("no such cache on the CPU"),
             };
             for kv_head in 0..self.heads.kv_heads {
                 let keys: Vec<Vec<f32>> =
@@ -248,6 +250,7 @@ impl World {
                                 let squares: f64 = expected.iter().map(|sum| sum.magnitude.powi(2)).sum();
                                 0.03 * (squares / wide as f64).sqrt()
                             }
+                            KvDtype::F16 | KvDtype::Fp8 => unreachable!("no such cache on the CPU"),
                         };
                         for (d, (x, sum)) in given.iter().zip(expected).enumerate() {
                             let error = (f64::from(*x) - sum.value).abs();

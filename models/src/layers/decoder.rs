@@ -10,7 +10,7 @@ use super::updates::StepUpdates;
 use crate::adapter::{AdapterSites, LayerSites};
 use crate::weights::Weights;
 use crate::{ForwardInput, Model, ModelConfig, ModelError, ModelShape};
-use rill_kernels::{Backend, CacheShape, DeviceError, Form, LowRankUpdate, StepInput};
+use rill_kernels::{Backend, BestLogits, CacheShape, DeviceError, Form, LowRankUpdate, StepInput};
 use std::ops::Range;
 
 /// One layer of an architecture.
@@ -292,6 +292,57 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
     }
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.run(input)?;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        head.logits(&mut self.backend, &self.buffers.rows, logits, &self.head_bias);
+        if self.logit_scale != 1.0 || self.logit_softcap.is_some() {
+            self.backend.scale_logits(logits, self.logit_scale, self.logit_softcap);
+        }
+        self.backend.check().map_err(runtime)
+    }
+
+    fn best_logits_max(&self) -> usize {
+        // What is done to a row on the host would be missing.
+        if !self.head_bias.is_empty() || self.logit_softcap.is_some() {
+            return 0;
+        }
+        self.head.as_ref().unwrap_or(&self.embedding).best_logits_max(&self.backend)
+    }
+
+    fn forward_best(&mut self, input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, ModelError> {
+        if !(1..=self.best_logits_max()).contains(&count) {
+            return Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked here")));
+        }
+        self.run(input)?;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let best = head.best_logits(&mut self.backend, &self.buffers.rows, self.logit_scale, count);
+        self.backend.check().map_err(runtime)?;
+        best.ok_or_else(|| ModelError::Unsupported("this device ranks no logits".into()))
+    }
+
+    fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, ModelError> {
+        let mut logits = self.backend.ranked_row(row);
+        if self.logit_scale != 1.0 {
+            self.backend.scale_logits(&mut logits, self.logit_scale, None);
+        }
+        self.backend.check().map_err(runtime)?;
+        Ok(logits)
+    }
+
+    fn hidden_states(&mut self, rows: &[u32], out: &mut Vec<f32>) -> Result<(), ModelError> {
+        for run in rows.chunk_by(|&row, &next| row + 1 == next) {
+            let first = run[0] as usize;
+            let mut states = self.backend.read(&self.buffers.residual, first..first + run.len());
+            states.chunks_exact_mut(self.hidden_size).for_each(|row| self.host_norm.apply(row));
+            out.append(&mut states);
+        }
+        self.backend.check().map_err(runtime)
+    }
+}
+
+impl<B: Backend, L: Layer<B>> Decoder<B, L> {
+    /// Runs the rows of `input`; those whose logits are wanted are left in `buffers.rows`, normed.
+    fn run(&mut self, input: &ForwardInput) -> Result<(), ModelError> {
         let step_input = StepInput {
             positions: &input.positions,
             slot_mapping: &input.slot_mapping,
@@ -331,21 +382,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         }
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         self.norm.read(backend, residual, Some(&input.logit_rows), (rows, head.form(backend)));
-        head.logits(backend, rows, logits, &self.head_bias);
-        if self.logit_scale != 1.0 || self.logit_softcap.is_some() {
-            backend.scale_logits(logits, self.logit_scale, self.logit_softcap);
-        }
-        self.backend.check().map_err(runtime)
-    }
-
-    fn hidden_states(&mut self, rows: &[u32], out: &mut Vec<f32>) -> Result<(), ModelError> {
-        for run in rows.chunk_by(|&row, &next| row + 1 == next) {
-            let first = run[0] as usize;
-            let mut states = self.backend.read(&self.buffers.residual, first..first + run.len());
-            states.chunks_exact_mut(self.hidden_size).for_each(|row| self.host_norm.apply(row));
-            out.append(&mut states);
-        }
-        self.backend.check().map_err(runtime)
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use super::decoder::Run;
 use crate::ModelError;
 use crate::adapter::Projection;
 use crate::weights::Matrix;
-use rill_kernels::{Activation, Backend, Form};
+use rill_kernels::{Activation, Backend, BestLogits, Form};
 
 /// x · Wᵀ + b; several matrices side by side count as one.
 pub(crate) struct Dense<B: Backend> {
@@ -83,6 +83,22 @@ impl<B: Backend> Dense<B> {
                 row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
             }
         }
+    }
+
+    /// How many of a row's logits can be ranked on the device.
+    pub(crate) fn best_logits_max(&self, backend: &B) -> usize {
+        backend.best_logits_max(&self.weights)
+    }
+
+    /// The largest of each row of logits · `scale`.
+    pub(crate) fn best_logits(
+        &self,
+        backend: &mut B,
+        x: &B::Rows,
+        scale: f32,
+        count: usize,
+    ) -> Option<Vec<BestLogits>> {
+        backend.best_logits(&self.weights, x, scale, count)
     }
 
     /// Row `ids[r]` of the weights: the layer as a table.

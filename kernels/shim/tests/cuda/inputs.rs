@@ -2,10 +2,10 @@
 
 use half::{bf16, f16};
 use proptest::test_runner::Config;
-use rill_cuda_shim::Shim;
+use rill_cuda_shim::{Shim, Variant};
 use rill_kernels::cuda::{CudaBackend, Linear, Matrix, Rows};
 use rill_kernels::{Backend, Dtype, Form, Stored};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub const BOTH: Form = Form::Q8.and(Form::F32);
 
@@ -90,9 +90,13 @@ pub fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, numbers: &mut Number
     data
 }
 
-/// The sound kernels in an order drawn from `seed`.
+/// What [`backend`] opens instead of the sound kernels, in a process that is for that alone.
+pub static VARIANT: OnceLock<Variant> = OnceLock::new();
+
+/// The kernels in an order drawn from `seed`.
 pub fn backend(seed: u64) -> CudaBackend {
-    CudaBackend::new(Arc::new(Shim::new(seed)), 1)
+    let variant = VARIANT.get().copied().unwrap_or(Variant::Sound);
+    CudaBackend::new(Arc::new(Shim::of(variant, seed)), 1)
 }
 
 /// Proptest's settings: a number of cases, nothing written to disk.

@@ -1,21 +1,14 @@
-//! Bugs planted in the attention kernel: the same checks that pass on the sound kernel must fail. And the sound one
-//! under sanitizers.
+//! Bugs planted in attention and in the pipeline of linear layers: the same checks that pass on the sound kernels must
+//! fail. And the sound ones under sanitizers.
 
-use crate::attention::{Shape, World};
+use crate::attention::{DTYPES, World, small};
+use crate::inputs::VARIANT;
+use crate::{linear, rows, sampling};
 use rill_cuda_shim::{SANITIZER_RUNTIME, Variant};
+use rill_kernels::{Dtype, KvDtype};
 
 fn world() -> World {
-    World::new(&Shape {
-        kv_heads: 2,
-        ratio: 4,
-        head_dim: 64,
-        frequencies: 32,
-        lens: vec![90, 33, 7],
-        block_size: 16,
-        window: None,
-        softcap: None,
-        seed: 11,
-    })
+    small(KvDtype::Bf16)
 }
 
 /// Runs `test` of this file in a process of its own: a bug may crash it.
@@ -51,6 +44,14 @@ fn missing_sync() {
 
 #[test]
 #[ignore = "run by planted_bugs_are_seen, and must fail"]
+fn missing_sync_in_linear() {
+    VARIANT.set(Variant::MissingSync).expect("a process for this alone");
+    linear::check(&linear::Case { parts: vec![(Dtype::Q4_0, 50)], cols: 320, tokens: 37, seed: 1 })
+        .expect("a bug");
+}
+
+#[test]
+#[ignore = "run by planted_bugs_are_seen, and must fail"]
 fn stride() {
     (0..3).for_each(|seed| world().check(Variant::Stride, seed).expect("a wrong stride"));
 }
@@ -64,7 +65,21 @@ fn block_table() {
 #[test]
 #[ignore = "run by sanitizers_find_nothing"]
 fn sanitized() {
-    world().check(Variant::Sanitized, 3).expect("sound");
+    VARIANT.set(Variant::Sanitized).expect("a process for this alone");
+    for (seed, dtype) in DTYPES.into_iter().enumerate() {
+        small(dtype).check(Variant::Sanitized, seed as u64).expect("sound");
+    }
+    // Both tiles of every kind of weights, shapes that end inside a tile.
+    for (seed, dtype) in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q4_0, Dtype::Q8_0].into_iter().enumerate() {
+        for (rows, cols, tokens) in [(31, 96, 1), (50, 64, 37)] {
+            let case = linear::Case { parts: vec![(dtype, rows)], cols, tokens, seed: seed as u64 };
+            linear::check(&case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+        }
+    }
+    linear::check_embeddings();
+    rows::check_rows(3, 333, &[2, 0], 1).expect("sound");
+    rows::check_sums(3, 333, 2).expect("sound");
+    sampling::check(5000, 20, 2, false, 3).expect("sound");
 }
 
 #[test]
@@ -75,7 +90,7 @@ fn sanitizers_find_nothing() {
 #[test]
 fn planted_bugs_are_seen() {
     assert!(passes("sound"));
-    for bug in ["missing_sync", "stride", "block_table"] {
+    for bug in ["missing_sync", "missing_sync_in_linear", "stride", "block_table"] {
         assert!(!passes(bug), "{bug} was not seen");
     }
 }

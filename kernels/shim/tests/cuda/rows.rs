@@ -32,6 +32,92 @@ fn check(
     Ok(())
 }
 
+/// Norms, activations and forms of random rows, or of those `picked` names, against their definitions.
+pub fn check_rows(rows: usize, width: usize, picked: &[usize], seed: u64) -> Result<(), TestCaseError> {
+    let mut numbers = Numbers(seed);
+    let x: Vec<f32> = (0..rows * width).map(|_| numbers.normal() * 3.0).collect();
+    let weight: Vec<f32> = (0..width).map(|_| numbers.normal()).collect();
+    let bias: Vec<f32> = (0..width).map(|_| numbers.normal()).collect();
+    let mut backend = backend(seed);
+    let (on_weight, on_bias) = (backend.load_vector(&weight), backend.load_vector(&bias));
+    let mut on_x = matrix(&mut backend, &x, width);
+    let mut out = Rows::default();
+    let picked: Vec<u32> = picked.iter().map(|r| (r % rows) as u32).collect();
+    let select = (!picked.is_empty()).then_some(&picked[..]);
+    let chosen: Vec<&[f32]> = match select {
+        Some(picked) => picked.iter().map(|&r| &x[r as usize * width..][..width]).collect(),
+        None => x.chunks_exact(width).collect(),
+    };
+
+    backend.rms_norm(&on_x, select, &on_weight, 1e-5, (&mut out, BOTH));
+    let expected: Vec<f64> = chosen.iter().flat_map(|row| reference::rms_norm(row, &weight, 1e-5)).collect();
+    check(&backend, &out, &expected, width, "rms_norm")?;
+
+    backend.layer_norm(&on_x, select, (&on_weight, Some(&on_bias)), 1e-5, (&mut out, BOTH));
+    let expected: Vec<f64> =
+        chosen.iter().flat_map(|row| reference::layer_norm(row, &weight, &bias, 1e-5)).collect();
+    check(&backend, &out, &expected, width, "layer_norm")?;
+
+    backend.to_rows(&on_x, select, (&mut out, BOTH));
+    let expected: Vec<f64> = chosen.iter().flat_map(|row| row.iter().map(|&x| f64::from(x))).collect();
+    check(&backend, &out, &expected, width, "to_rows")?;
+
+    let activation = ACTIVATIONS[numbers.below(5)];
+    backend.activate(activation, &on_x, (&mut out, BOTH));
+    let expected: Vec<f64> = x.iter().map(|&x| reference::activate(activation, f64::from(x))).collect();
+    check(&backend, &out, &expected, width, "activate")?;
+    if width.is_multiple_of(2) {
+        backend.gated(activation, &on_x, (&mut out, BOTH));
+        let expected: Vec<f64> = x.chunks_exact(width).flat_map(|row| reference::gated(activation, row)).collect();
+        check(&backend, &out, &expected, width / 2, "gated")?;
+    }
+
+    // In place, on parts of a row.
+    let head = 1 + numbers.below(width);
+    let heads = width / head;
+    let on_head = backend.load_vector(&weight[..head]);
+    let first = numbers.below(width - heads * head + 1);
+    backend.rms_norm_in_place(&mut on_x, first..first + heads * head, &on_head, 1e-5);
+    let mut expected: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    for row in 0..rows {
+        for part in 0..heads {
+            let at = row * width + first + part * head;
+            let normed = reference::rms_norm(&x[at..at + head], &weight[..head], 1e-5);
+            expected[at..at + head].copy_from_slice(&normed);
+        }
+    }
+    let given = backend.read(&on_x, 0..rows);
+    prop_assert_eq!(too_far(&given, &expected, |i| 2e-6 * expected[i].abs() + 1e-6), None);
+    prop_assert!(backend.check().is_ok());
+    Ok(())
+}
+
+/// Biases, sums and scattered rows are the operations they are defined by.
+pub fn check_sums(rows: usize, width: usize, seed: u64) -> Result<(), TestCaseError> {
+    let mut numbers = Numbers(seed);
+    let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| numbers.normal()).collect() };
+    let (x, y, bias, scales) = (values(rows * width), values(rows * width), values(width), values(rows));
+    let mut backend = backend(seed);
+    let mut out = matrix(&mut backend, &x, width);
+    let on_y = matrix(&mut backend, &y, width);
+    let on_bias = backend.load_vector(&bias);
+    backend.add_bias(&mut out, &on_bias);
+    backend.add_scaled(&on_y, 0.75, &mut out);
+    let mut order: Vec<u32> = (0..rows as u32).collect();
+    Numbers(seed).shuffle(&mut order);
+    backend.scatter_add(&on_y, &order, &scales, &mut out);
+    let mut expected: Vec<f32> = (0..rows * width).map(|i| (x[i] + bias[i % width]) + 0.75 * y[i]).collect();
+    for (source, &row) in order.iter().enumerate() {
+        for i in 0..width {
+            expected[row as usize * width + i] += scales[source] * y[source * width + i];
+        }
+    }
+    prop_assert_eq!(difference(&backend.read(&out, 0..rows), &expected), None);
+    backend.clear(&mut out, rows, width);
+    prop_assert_eq!(backend.read(&out, 0..rows), vec![0.0; rows * width]);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(cases(24))]
 
@@ -42,62 +128,7 @@ proptest! {
         picked in prop::collection::vec(0_usize..6, 0..5),
         seed in any::<u64>(),
     ) {
-        let mut numbers = Numbers(seed);
-        let x: Vec<f32> = (0..rows * width).map(|_| numbers.normal() * 3.0).collect();
-        let weight: Vec<f32> = (0..width).map(|_| numbers.normal()).collect();
-        let bias: Vec<f32> = (0..width).map(|_| numbers.normal()).collect();
-        let mut backend = backend(seed);
-        let (on_weight, on_bias) = (backend.load_vector(&weight), backend.load_vector(&bias));
-        let mut on_x = matrix(&mut backend, &x, width);
-        let mut out = Rows::default();
-        let picked: Vec<u32> = picked.into_iter().map(|r| (r % rows) as u32).collect();
-        let select = (!picked.is_empty()).then_some(&picked[..]);
-        let chosen: Vec<&[f32]> = match select {
-            Some(picked) => picked.iter().map(|&r| &x[r as usize * width..][..width]).collect(),
-            None => x.chunks_exact(width).collect(),
-        };
-
-        backend.rms_norm(&on_x, select, &on_weight, 1e-5, (&mut out, BOTH));
-        let expected: Vec<f64> = chosen.iter().flat_map(|row| reference::rms_norm(row, &weight, 1e-5)).collect();
-        check(&backend, &out, &expected, width, "rms_norm")?;
-
-        backend.layer_norm(&on_x, select, (&on_weight, Some(&on_bias)), 1e-5, (&mut out, BOTH));
-        let expected: Vec<f64> =
-            chosen.iter().flat_map(|row| reference::layer_norm(row, &weight, &bias, 1e-5)).collect();
-        check(&backend, &out, &expected, width, "layer_norm")?;
-
-        backend.to_rows(&on_x, select, (&mut out, BOTH));
-        let expected: Vec<f64> = chosen.iter().flat_map(|row| row.iter().map(|&x| f64::from(x))).collect();
-        check(&backend, &out, &expected, width, "to_rows")?;
-
-        let activation = ACTIVATIONS[numbers.below(5)];
-        backend.activate(activation, &on_x, (&mut out, BOTH));
-        let expected: Vec<f64> = x.iter().map(|&x| reference::activate(activation, f64::from(x))).collect();
-        check(&backend, &out, &expected, width, "activate")?;
-        if width.is_multiple_of(2) {
-            backend.gated(activation, &on_x, (&mut out, BOTH));
-            let expected: Vec<f64> =
-                x.chunks_exact(width).flat_map(|row| reference::gated(activation, row)).collect();
-            check(&backend, &out, &expected, width / 2, "gated")?;
-        }
-
-        // In place, on parts of a row.
-        let head = 1 + numbers.below(width);
-        let heads = width / head;
-        let on_head = backend.load_vector(&weight[..head]);
-        let first = numbers.below(width - heads * head + 1);
-        backend.rms_norm_in_place(&mut on_x, first..first + heads * head, &on_head, 1e-5);
-        let mut expected: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-        for row in 0..rows {
-            for part in 0..heads {
-                let at = row * width + first + part * head;
-                let normed = reference::rms_norm(&x[at..at + head], &weight[..head], 1e-5);
-                expected[at..at + head].copy_from_slice(&normed);
-            }
-        }
-        let given = backend.read(&on_x, 0..rows);
-        prop_assert_eq!(too_far(&given, &expected, |i| 2e-6 * expected[i].abs() + 1e-6), None);
-        prop_assert!(backend.check().is_ok());
+        check_rows(rows, width, &picked, seed)?;
     }
 
     #[test]
@@ -128,28 +159,7 @@ proptest! {
 
     #[test]
     fn sums_are_exact(rows in 1_usize..6, width in 1_usize..600, seed in any::<u64>()) {
-        let mut numbers = Numbers(seed);
-        let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| numbers.normal()).collect() };
-        let (x, y, bias, scales) = (values(rows * width), values(rows * width), values(width), values(rows));
-        let mut backend = backend(seed);
-        let mut out = matrix(&mut backend, &x, width);
-        let on_y = matrix(&mut backend, &y, width);
-        let on_bias = backend.load_vector(&bias);
-        backend.add_bias(&mut out, &on_bias);
-        backend.add_scaled(&on_y, 0.75, &mut out);
-        let mut order: Vec<u32> = (0..rows as u32).collect();
-        Numbers(seed).shuffle(&mut order);
-        backend.scatter_add(&on_y, &order, &scales, &mut out);
-        let mut expected: Vec<f32> =
-            (0..rows * width).map(|i| (x[i] + bias[i % width]) + 0.75 * y[i]).collect();
-        for (source, &row) in order.iter().enumerate() {
-            for i in 0..width {
-                expected[row as usize * width + i] += scales[source] * y[source * width + i];
-            }
-        }
-        prop_assert_eq!(difference(&backend.read(&out, 0..rows), &expected), None);
-        backend.clear(&mut out, rows, width);
-        prop_assert_eq!(backend.read(&out, 0..rows), vec![0.0; rows * width]);
+        check_sums(rows, width, seed)?;
     }
 }
 

@@ -15,25 +15,46 @@
 //   attend_shared  four warps a job: 64 rows of one KV head against their whole context; the warps share each tile of
 //                  keys and values. For prefill.
 //
-// Keys and values of a tile are 2 * 16 * dim * 2 bytes, contiguous in the cache (rope.cu); cp.async brings the next
-// two tiles to shared memory while one is computed on, ldmatrix takes them from there. Rows of shared memory are padded by
-// 16 bytes: the 8 rows ldmatrix reads at once lie in different banks.
+// Keys and values of a tile are contiguous in the cache (kv.cuh); cp.async brings the next two tiles to shared memory, as
+// they are, while one is computed on; ldmatrix takes them from there. Rows of shared memory are padded by 16 bytes:
+// the 8 rows ldmatrix reads at once lie in different banks.
 //
-//   stage of shared memory [3][keys, values][16 tokens][dim + 8] bf16:  a warp (split) or a block (shared)
+//   stage of shared memory [3][keys, values][16 tokens][dim + 16 bytes]:  a warp (split) or a block (shared)
+//   scales, int8 only      [3][keys, values][dim / 32][16 tokens] bf16, each after its stage
 //   total, shared only     [4 warps][dim / 8][4][32 lanes] f32: the merged partitions
 //
-//   dim                     32     64     96    128    256
-//   split, KiB a warp      7.5   13.5   19.5   25.5   49.5      x 4 warps a block (2 from 128)
-//   shared, KiB a block   15.5   29.5   43.5   57.5  113.5 -> 2 stages at 256: 97
+//   dim                              32     64     96    128    256
+//   split, 16 bit, KiB a warp       7.5   13.5   19.5   25.5   49.5      x 4 warps a block (2 from 128)
+//   split, int8 (fp8 a little less) 4.7    7.9   11.1   14.3   27.0
+//   shared, 16 bit, KiB a block    15.5   29.5   43.5   57.5  113.5 -> 2 stages at 256: 97
 //
 // Registers: the output of 16 rows is dim / 2 a thread, queries another dim / 4 (kept up to 128, read again from the
-// first-level cache at 256). Shared memory decides: split at 128 dimensions is 4 blocks of 2 warps on an H100, 1 on an
-// L4, whose 25 KiB a warp under way still cover its latency. check.py prints registers and occupancy.
-#include "prims.cuh"
+// first-level cache at 256). Shared memory decides: split at 128 dimensions, 16 bit, is 4 blocks of 2 warps on an H100, 1 on
+// an L4, whose 25 KiB a warp under way still cover its latency; bytes are twice as many blocks. check.py prints registers
+// and occupancy on each architecture; on sm_80, none of them spilling:
+//
+//   dim                              32     64     96    128    256
+//   split, bf16 and f16              77    107    133    165    237
+//   split, fp8 / int8             81/83 104/117 135/160 153/171 235/238
+//   shared, bf16 and f16             80    104    145    167    254
+//   shared, fp8 / int8            79/79 107/112 128/154 158/177 255/255
+#pragma once
+
+#include "kv.cuh"
 
 constexpr uint32_t PARTITION = 256;
 constexpr uint32_t TILE = 16;
 constexpr uint32_t WHOLE = 0xffffffffu;
+
+// Bytes of a row of keys or values in shared memory, and of a stage.
+template <class KV, int DIM>
+DEVICE constexpr uint32_t row_bytes() {
+    return DIM * KV::BYTES + 16;
+}
+template <class KV, int DIM>
+DEVICE constexpr uint32_t stage_bytes() {
+    return 2 * TILE * row_bytes<KV, DIM>() + (KV::SCALED ? 2 * DIM : 0);
+}
 
 // One job, as kernels/src/cuda/attention.rs lays it out.
 struct Job {
@@ -47,7 +68,9 @@ struct Job {
 
 // What all jobs of a call share; `head_dim` is the width of a head's values, which is all that is written out.
 struct Call {
-    const uint16_t *queries, *keys, *values;
+    const uint16_t* queries;
+    const uint8_t *keys, *values;
+    const uint16_t* scales;
     const uint32_t *tables, *positions;
     float *out, *partial, *partial_state;
     uint32_t heads, kv_heads, head_dim, block_size, window;
@@ -83,58 +106,126 @@ DEVICE void merge_weights(float a, float b, float& both, float& weight_a, float&
 DEVICE float merged(float a, float weight_a, float b, float weight_b) { return fmaf(a, weight_a, b * weight_b); }
 
 // Sends for a tile's keys and values; tokens from `end` on are zeros. `thread` of `threads` takes its share.
-template <int DIM>
-DEVICE void fetch(uint16_t* stage, const Call& c, const Job& job, uint32_t kv_head, uint32_t start, uint32_t thread,
+template <class KV, int DIM>
+DEVICE void fetch(uint8_t* stage, const Call& c, const Job& job, uint32_t kv_head, uint32_t start, uint32_t thread,
                   uint32_t threads) {
-    constexpr uint32_t CHUNKS = DIM / 8;
+    constexpr uint32_t CHUNKS = DIM * KV::BYTES / 16;
 #ifdef PLANT_BLOCK_TABLE
     const uint32_t block = c.tables[job.table + start / c.block_size + 1];
 #else
     const uint32_t block = c.tables[job.table + start / c.block_size];
 #endif
 #ifdef PLANT_STRIDE
-    constexpr uint32_t ROW = DIM - 8;
+    constexpr uint32_t ROW = (DIM - 8) * KV::BYTES;
 #else
-    constexpr uint32_t ROW = DIM;
+    constexpr uint32_t ROW = DIM * KV::BYTES;
 #endif
-    const size_t from = ((static_cast<size_t>(block) * c.kv_heads + kv_head) * c.block_size + start % c.block_size) * DIM;
+    const size_t head = static_cast<size_t>(block) * c.kv_heads + kv_head;
+    const size_t from = (head * c.block_size + start % c.block_size) * DIM * KV::BYTES;
     for (uint32_t i = thread; i < 2 * TILE * CHUNKS; i += threads) {
-        const uint32_t part = i / (TILE * CHUNKS), token = i / CHUNKS % TILE, column = i % CHUNKS * 8;
-        const uint16_t* source = (part == 0 ? c.keys : c.values) + from + token * ROW + column;
-        copy_async(stage + (part * TILE + token) * (DIM + 8) + column, source, start + token < job.end);
+        const uint32_t part = i / (TILE * CHUNKS), token = i / CHUNKS % TILE, column = i % CHUNKS * 16;
+        const uint8_t* source = (part == 0 ? c.keys : c.values) + from + token * ROW + column;
+        copy_async(stage + (part * TILE + token) * row_bytes<KV, DIM>() + column, source, start + token < job.end);
+    }
+    if (KV::SCALED) {
+        // 8 tokens a copy: those beyond `end` may be anything, and meet weights that are zero.
+        uint8_t* scales = stage + 2 * TILE * row_bytes<KV, DIM>();
+        for (uint32_t i = thread; i < DIM / 8; i += threads) {
+            const uint32_t group = i / 2, eight = i % 2 * 8;
+            const uint16_t* source =
+                c.scales + (head * 2 * (DIM / 32) + group) * c.block_size + start % c.block_size + eight;
+            copy_async(scales + i * 16, source, start + eight < job.end);
+        }
     }
 }
 
-// Queries of the rows g and g + 8 for 16 dimensions, as mma's a.
-template <int DIM>
+// Scales of one group of 32 dimensions for this thread's four tokens of a tile: 2t, 2t + 1, 8 + 2t, 9 + 2t.
+template <class KV, int DIM>
+DEVICE void load_scales(float (&scale)[4], const uint8_t* stage, uint32_t part, uint32_t group) {
+    const uint8_t* row = stage + 2 * TILE * row_bytes<KV, DIM>() + (part * (DIM / 32) + group) * 2 * TILE;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const uint32_t pair = *reinterpret_cast<const uint32_t*>(row + half * 16 + threadIdx.x % 4 * 4);
+        scale[half * 2] = f32_of_bf16(static_cast<uint16_t>(pair & 0xffffu));
+        scale[half * 2 + 1] = f32_of_bf16(static_cast<uint16_t>(pair >> 16));
+    }
+}
+
+// Queries of the rows g and g + 8 for 16 dimensions, as mma's a. Bytes lie four to a word, and the dimensions of a step
+// are numbered so that a thread's are one word of a key.
+template <class KV, int DIM>
 DEVICE void load_queries(uint32_t (&a)[4], const uint16_t* const (&rows)[2], uint32_t dims, uint32_t t) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const uint16_t* row = rows[i % 2];
-        a[i] = row == nullptr ? 0u : *reinterpret_cast<const uint32_t*>(row + dims + i / 2 * 8 + 2 * t);
+        const uint32_t dim = KV::BYTES == 2 ? i / 2 * 8 + 2 * t : 4 * t + i / 2 * 2;
+        a[i] = row == nullptr ? 0u : *reinterpret_cast<const uint32_t*>(row + dims + dim);
     }
 }
 
+// Which of 8 output columns a thread's value i of tile d is.
+template <class KV>
+DEVICE uint32_t column_of(uint32_t d, uint32_t i) {
+    const uint32_t t = threadIdx.x % 4;
+    // Bytes come in pairs of neighbouring dimensions: even ones are one tile, odd ones the next.
+    return KV::BYTES == 2 ? d * 8 + 2 * t + i : d / 2 * 16 + 4 * t + 2 * i + d % 2;
+}
+
 // One tile: `visible` is the range of tokens each of this thread's rows sees.
-template <int DIM>
-DEVICE void attend_tile(State<DIM>& s, const uint16_t* stage, const uint32_t (&kept)[DIM <= 128 ? DIM / 16 : 1][4],
+template <class KV, int DIM>
+DEVICE void attend_tile(State<DIM>& s, const uint8_t* stage, const uint32_t (&kept)[DIM <= 128 ? DIM / 16 : 1][4],
                         const uint16_t* const (&rows)[2], const uint32_t (&visible)[2][2], uint32_t start, const Call& c) {
     const uint32_t lane = threadIdx.x % 32, t = lane % 4;
     float scores[2][4] = {{0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
-    // Lane l names row l % 8 of matrix l / 8: tokens 0-7 and 8-15, dimensions 0-7 and 8-15 of each.
-    const uint16_t* keys = stage + (lane / 16 * 8 + lane % 8) * (DIM + 8) + lane / 8 % 2 * 8;
-#pragma unroll
-    for (int k = 0; k < DIM / 16; k++) {
-        uint32_t b[4];
-        load_matrices(b, keys + k * 16);
+    const auto query = [&](uint32_t (&a)[4], int k) {
         if (DIM <= 128) {
-            mma_bf16(scores[0], kept[DIM <= 128 ? k : 0], b[0], b[1]);
-            mma_bf16(scores[1], kept[DIM <= 128 ? k : 0], b[2], b[3]);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                a[i] = kept[DIM <= 128 ? k : 0][i];
+            }
         } else {
-            uint32_t a[4];
-            load_queries<DIM>(a, rows, k * 16, t);
-            mma_bf16(scores[0], a, b[0], b[1]);
-            mma_bf16(scores[1], a, b[2], b[3]);
+            load_queries<KV, DIM>(a, rows, k * 16, t);
+        }
+    };
+    if (KV::BYTES == 2) {
+        // Lane l names row l % 8 of matrix l / 8: tokens 0-7 and 8-15, dimensions 0-7 and 8-15 of each.
+        const uint8_t* keys = stage + (lane / 16 * 8 + lane % 8) * row_bytes<KV, DIM>() + lane / 8 % 2 * 16;
+#pragma unroll
+        for (int k = 0; k < DIM / 16; k++) {
+            uint32_t a[4], b[4];
+            load_matrices(b, keys + k * 32);
+            query(a, k);
+            KV::mma(scores[0], a, b[0], b[1]);
+            KV::mma(scores[1], a, b[2], b[3]);
+        }
+    } else {
+        // Tokens 0-7 and 8-15 of dimensions 0-15, then of 16-31.
+        const uint8_t* keys = stage + lane % 16 * row_bytes<KV, DIM>() + lane / 16 * 16;
+#pragma unroll
+        for (int group = 0; group < DIM / 32; group++) {
+            uint32_t words[4];
+            load_matrices(words, keys + group * 32);
+            float dots[2][4] = {{0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f, 0.0f}};
+            float(&to)[2][4] = KV::SCALED ? dots : scores;
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                uint32_t a[4];
+                query(a, group * 2 + k);
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    const uint32_t word = words[k * 2 + n];
+                    KV::mma(to[n], a, KV::expand(word, 0, 1), KV::expand(word, 2, 3));
+                }
+            }
+            if (KV::SCALED) {
+                float scale[4];
+                load_scales<KV, DIM>(scale, stage, 0, group);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    float& score = scores[i / 4][i % 4];
+                    score = fmaf(dots[i / 4][i % 4], scale[i / 4 * 2 + i % 2], score);
+                }
+            }
         }
     }
     constexpr float LOG2_E = 1.44269504f;
@@ -145,7 +236,7 @@ DEVICE void attend_tile(State<DIM>& s, const uint16_t* stage, const uint32_t (&k
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint32_t token = start + i / 2 * 8 + 2 * t + i % 2;
-            float x = scores[i / 2][h * 2 + i % 2] * c.scale;
+            float x = scores[i / 2][h * 2 + i % 2] * (c.scale * KV::SHRUNK);
             if (c.softcap > 0.0f) {
                 // cap * tanh(x / cap), tanh y = 1 - 2 / (e^2y + 1).
                 const float power = fminf(x * (2.0f * LOG2_E / c.softcap), 126.0f);
@@ -177,16 +268,49 @@ DEVICE void attend_tile(State<DIM>& s, const uint16_t* stage, const uint32_t (&k
             }
         }
     }
-    const uint32_t a[4] = {bf16_pair(weight[0][0], weight[0][1]), bf16_pair(weight[1][0], weight[1][1]),
-                           bf16_pair(weight[0][2], weight[0][3]), bf16_pair(weight[1][2], weight[1][3])};
-    // Tokens 0-7 and 8-15, then the next 8 dimensions.
-    const uint16_t* values = stage + (TILE + lane % 16) * (DIM + 8) + lane / 16 * 8;
+    const uint8_t* values = stage + (TILE + lane % 16) * row_bytes<KV, DIM>() + lane / 16 * 16;
+    uint32_t a[4];
+    if (!KV::SCALED) {
+        a[0] = KV::pair(weight[0][0], weight[0][1]);
+        a[1] = KV::pair(weight[1][0], weight[1][1]);
+        a[2] = KV::pair(weight[0][2], weight[0][3]);
+        a[3] = KV::pair(weight[1][2], weight[1][3]);
+    }
+    if (KV::BYTES == 2) {
+        // Tokens 0-7 and 8-15, then the next 8 dimensions.
 #pragma unroll
-    for (int d = 0; d < DIM / 16; d++) {
-        uint32_t b[4];
-        load_matrices_transposed(b, values + d * 16);
-        mma_bf16(s.out[2 * d], a, b[0], b[1]);
-        mma_bf16(s.out[2 * d + 1], a, b[2], b[3]);
+        for (int d = 0; d < DIM / 16; d++) {
+            uint32_t b[4];
+            load_matrices_transposed(b, values + d * 32);
+            KV::mma(s.out[2 * d], a, b[0], b[1]);
+            KV::mma(s.out[2 * d + 1], a, b[2], b[3]);
+        }
+    } else {
+        // Tokens 0-7 and 8-15 of dimensions 0-15 in pairs, then of 16-31.
+#pragma unroll
+        for (int group = 0; group < DIM / 32; group++) {
+            uint32_t words[4];
+            load_matrices_transposed(words, values + group * 32);
+            if (KV::SCALED) {
+                float scale[4], product[2][4];
+                load_scales<KV, DIM>(scale, stage, 1, group);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    // A token that is not seen may have any scale.
+                    const float w = weight[i / 4][i % 4];
+                    product[i / 4][i % 4] = w == 0.0f ? 0.0f : w * scale[i % 4];
+                }
+                a[0] = KV::pair(product[0][0], product[0][1]);
+                a[1] = KV::pair(product[1][0], product[1][1]);
+                a[2] = KV::pair(product[0][2], product[0][3]);
+                a[3] = KV::pair(product[1][2], product[1][3]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint32_t low = words[i / 2 * 2], high = words[i / 2 * 2 + 1];
+                KV::mma(s.out[group * 4 + i], a, KV::expand(low, i % 2, i % 2 + 2), KV::expand(high, i % 2, i % 2 + 2));
+            }
+        }
     }
 }
 
@@ -253,9 +377,8 @@ DEVICE Rows find_rows(const Call& c, const Job& job, uint32_t tile, uint32_t kv_
     return rows;
 }
 
-template <int DIM>
+template <class KV, int DIM>
 DEVICE void write_out(const Call& c, const Rows& rows, const State<DIM>& s) {
-    const uint32_t t = threadIdx.x % 4;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         if (rows.out[h] == WHOLE) {
@@ -266,9 +389,9 @@ DEVICE void write_out(const Call& c, const Rows& rows, const State<DIM>& s) {
         for (int d = 0; d < DIM / 8; d++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t column = d * 8 + 2 * t + i;
+                const uint32_t column = column_of<KV>(d, i);
                 if (column < c.head_dim) {
-                    to[column] = s.out[d][h * 2 + i] / s.sum[h];
+                    to[column] = s.out[d][h * 2 + i] * KV::SHRUNK / s.sum[h];
                 }
             }
         }
@@ -276,7 +399,7 @@ DEVICE void write_out(const Call& c, const Rows& rows, const State<DIM>& s) {
 }
 
 // A partition's state, for merge_partitions: [partial row][kv head][dim], and its max and sum.
-template <int DIM>
+template <class KV, int DIM>
 DEVICE void write_partial(const Call& c, const Job& job, uint32_t kv_head, const State<DIM>& s) {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
@@ -288,10 +411,10 @@ DEVICE void write_partial(const Call& c, const Job& job, uint32_t kv_head, const
         const size_t place = static_cast<size_t>(job.partial + r) * c.kv_heads + kv_head;
 #pragma unroll
         for (int d = 0; d < DIM / 8; d++) {
-            float2 pair;
-            pair.x = s.out[d][h * 2];
-            pair.y = s.out[d][h * 2 + 1];
-            *reinterpret_cast<float2*>(c.partial + place * DIM + d * 8 + lane % 4 * 2) = pair;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                c.partial[place * DIM + column_of<KV>(d, i)] = s.out[d][h * 2 + i] * KV::SHRUNK;
+            }
         }
         if (lane % 4 == 0) {
             c.partial_state[place * 2] = s.max[h];
@@ -301,9 +424,9 @@ DEVICE void write_partial(const Call& c, const Job& job, uint32_t kv_head, const
 }
 
 // The 16 rows of one warp against tokens job.begin..job.end; SHARING warps share each tile.
-template <int DIM, bool SHARING, int STAGES>
-DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint16_t* stages, float* total) {
-    constexpr uint32_t STAGE = 2 * TILE * (DIM + 8);
+template <class KV, int DIM, bool SHARING, int STAGES>
+DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint8_t* stages, float* total) {
+    constexpr uint32_t STAGE = stage_bytes<KV, DIM>();
     const uint32_t thread = SHARING ? threadIdx.x : threadIdx.x % 32, threads = SHARING ? blockDim.x : 32;
     const uint32_t lane = threadIdx.x % 32;
     const Rows rows = find_rows<DIM>(c, job, SHARING ? threadIdx.x / 32 : 0, kv_head);
@@ -311,7 +434,7 @@ DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint16_t* stag
     if (DIM <= 128) {
 #pragma unroll
         for (int k = 0; k < (DIM <= 128 ? DIM / 16 : 1); k++) {
-            load_queries<DIM>(kept[k], rows.queries, k * 16, lane % 4);
+            load_queries<KV, DIM>(kept[k], rows.queries, k * 16, lane % 4);
         }
     }
     State<DIM> state;
@@ -321,7 +444,7 @@ DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint16_t* stag
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++) {
         if (job.begin + stage * TILE < job.end) {
-            fetch<DIM>(stages + stage * STAGE, c, job, kv_head, job.begin + stage * TILE, thread, threads);
+            fetch<KV, DIM>(stages + stage * STAGE, c, job, kv_head, job.begin + stage * TILE, thread, threads);
         }
         copy_commit();
     }
@@ -338,7 +461,7 @@ DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint16_t* stag
 #endif
         const uint32_t ahead = start + (STAGES - 1) * TILE;
         if (ahead < job.end) {
-            fetch<DIM>(stages + (number + STAGES - 1) % STAGES * STAGE, c, job, kv_head, ahead, thread, threads);
+            fetch<KV, DIM>(stages + (number + STAGES - 1) % STAGES * STAGE, c, job, kv_head, ahead, thread, threads);
         }
         copy_commit();
         if (SHARING && start % PARTITION == 0 && start > job.begin) {
@@ -350,7 +473,7 @@ DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint16_t* stag
             }
             merge_into<DIM>(total, total_max, total_sum, state);
         }
-        attend_tile<DIM>(state, stages + number % STAGES * STAGE, kept, rows.queries, rows.visible, start, c);
+        attend_tile<KV, DIM>(state, stages + number % STAGES * STAGE, kept, rows.queries, rows.visible, start, c);
     }
     if (SHARING && merging) {
         merge_into<DIM>(total, total_max, total_sum, state);
@@ -369,9 +492,9 @@ DEVICE void walk(const Call& c, const Job& job, uint32_t kv_head, uint16_t* stag
         end_partition(state);
     }
     if (SHARING || job.partial == WHOLE) {
-        write_out<DIM>(c, rows, state);
+        write_out<KV, DIM>(c, rows, state);
     } else {
-        write_partial<DIM>(c, job, kv_head, state);
+        write_partial<KV, DIM>(c, job, kv_head, state);
     }
 }
 
@@ -381,68 +504,49 @@ DEVICE Job load_job(const uint32_t* jobs, uint32_t number) {
 }
 
 #define ATTENTION_ARGS                                                                                               \
-    const uint16_t *queries, const uint16_t *keys, const uint16_t *values, const uint32_t *tables,                   \
+    const uint16_t *queries, const uint8_t *keys, const uint8_t *values, const uint16_t *scales,                     \
+        const uint32_t *tables,                                                                                      \
         const uint32_t *positions, float *out, float *partial, float *partial_state, uint32_t heads,                 \
         uint32_t kv_heads, uint32_t head_dim, uint32_t block_size, uint32_t window, float scale, float softcap,      \
         const uint32_t *jobs, uint32_t count
 #define ATTENTION_CALL                                                                                              \
-    {queries, keys, values, tables, positions, out, partial, partial_state, heads, kv_heads, head_dim, block_size, \
+    {queries, keys, values, scales, tables, positions, out, partial, partial_state, heads, kv_heads, head_dim, block_size, \
      window, scale, softcap}
 
 // grid (jobs / warps a block, kv heads).
-template <int DIM>
+template <class KV, int DIM>
 DEVICE void split(const Call& c, const uint32_t* jobs, uint32_t count) {
-    DYNAMIC_SHARED(uint16_t, shared);
+    DYNAMIC_SHARED(uint8_t, shared);
     const uint32_t number = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (number >= count) {
         return;
     }
-    walk<DIM, false, 3>(c, load_job(jobs, number), blockIdx.y, shared + threadIdx.x / 32 * 3 * 2 * TILE * (DIM + 8),
-                        nullptr);
+    walk<KV, DIM, false, 3>(c, load_job(jobs, number), blockIdx.y,
+                            shared + threadIdx.x / 32 * 3 * stage_bytes<KV, DIM>(), nullptr);
 }
 
 // grid (jobs, kv heads).
-template <int DIM, int STAGES>
+template <class KV, int DIM, int STAGES>
 DEVICE void shared_tiles(const Call& c, const uint32_t* jobs) {
-    DYNAMIC_SHARED(uint16_t, shared);
-    float* totals = reinterpret_cast<float*>(shared + STAGES * 2 * TILE * (DIM + 8));
+    DYNAMIC_SHARED(uint8_t, shared);
+    float* totals = reinterpret_cast<float*>(shared + STAGES * stage_bytes<KV, DIM>());
     float* total = totals + threadIdx.x / 32 * DIM * 16 + threadIdx.x % 32;
-    walk<DIM, true, STAGES>(c, load_job(jobs, blockIdx.x), blockIdx.y, shared, total);
+    walk<KV, DIM, true, STAGES>(c, load_job(jobs, blockIdx.x), blockIdx.y, shared, total);
 }
 
-#define ATTENTION(dim, warps, split_blocks, shared_blocks, stages)          \
-    KERNEL((warps * 32, split_blocks), attend_split_##dim, ATTENTION_ARGS) { \
-        const Call call = ATTENTION_CALL;                                    \
-        split<dim>(call, jobs, count);                                       \
-    }                                                                        \
-    KERNEL((128, shared_blocks), attend_shared_##dim, ATTENTION_ARGS) {      \
-        const Call call = ATTENTION_CALL;                                    \
-        shared_tiles<dim, stages>(call, jobs);                               \
+#define ATTENTION(KV, name, dim, warps, split_blocks, shared_blocks, stages)       \
+    KERNEL((warps * 32, split_blocks), attend_split_##name##_##dim, ATTENTION_ARGS) { \
+        const Call call = ATTENTION_CALL;                                            \
+        split<KV, dim>(call, jobs, count);                                           \
+    }                                                                                \
+    KERNEL((128, shared_blocks), attend_shared_##name##_##dim, ATTENTION_ARGS) {     \
+        const Call call = ATTENTION_CALL;                                            \
+        shared_tiles<KV, dim, stages>(call, jobs);                                   \
     }
 
-ATTENTION(32, 4, 4, 4, 3)
-ATTENTION(64, 4, 3, 3, 3)
-ATTENTION(96, 4, 3, 3, 3)
-ATTENTION(128, 2, 4, 2, 3)
-ATTENTION(256, 2, 2, 1, 2)
-
-// Puts the states of a row's partitions together, ascending. grid (rows, kv heads), 128 threads over the dimensions;
-// row: [first partial row, rows between one partition's and the next, partitions, packed row's place in `out`].
-KERNEL((128), merge_partitions, const float* partial, const float* partial_state, const uint32_t* merges,
-       uint32_t kv_heads, uint32_t group, uint32_t heads, uint32_t head_dim, uint32_t dim, float* out) {
-    const uint32_t* m = merges + static_cast<size_t>(blockIdx.x) * 4;
-    const uint32_t first = m[0], step = m[1], count = m[2], row = m[3] / group, head = m[3] % group;
-    const size_t to = (static_cast<size_t>(row) * heads + blockIdx.y * group + head) * head_dim;
-    for (uint32_t d = threadIdx.x; d < head_dim; d += blockDim.x) {
-        float max = -INFINITE, sum = 0.0f, value = 0.0f;
-        for (uint32_t p = 0; p < count; p++) {
-            const size_t place = static_cast<size_t>(first + p * step) * kv_heads + blockIdx.y;
-            float both, weight, own;
-            merge_weights(max, partial_state[place * 2], both, weight, own);
-            sum = merged(sum, weight, partial_state[place * 2 + 1], own);
-            value = merged(value, weight, partial[place * dim + d], own);
-            max = both;
-        }
-        out[to + d] = value / sum;
-    }
-}
+#define ATTENTION_OF(KV, name)           \
+    ATTENTION(KV, name, 32, 4, 4, 4, 3)  \
+    ATTENTION(KV, name, 64, 4, 3, 3, 3)  \
+    ATTENTION(KV, name, 96, 4, 3, 3, 3)  \
+    ATTENTION(KV, name, 128, 2, 4, 2, 3) \
+    ATTENTION(KV, name, 256, 2, 2, 1, 2)

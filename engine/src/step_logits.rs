@@ -1,0 +1,157 @@
+//! A step's logits as far as they came to host memory: whole rows, or the largest of each where those decide.
+
+use std::collections::HashMap;
+
+use rill_models::{BestLogits, ForwardInput};
+
+use crate::runner::{Runner, RunnerError};
+
+/// One row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Row<'a> {
+    Whole(&'a [f32]),
+    /// As many as whoever samples from it said would decide.
+    Best(&'a BestLogits),
+}
+
+/// Reused from step to step.
+#[derive(Debug, Default)]
+pub(crate) struct StepLogits {
+    /// All rows, one after another, unless only the best of each are there.
+    whole: Vec<f32>,
+    width: usize,
+    best: Vec<BestLogits>,
+    /// Rows whose best do not decide.
+    fetched: HashMap<usize, Vec<f32>>,
+}
+
+impl StepLogits {
+    /// Runs a step. `deciding` has an entry for each row of logits: how many of the largest decide, or `None` for all.
+    pub(crate) fn compute(
+        &mut self,
+        runner: &mut dyn Runner,
+        input: &ForwardInput,
+        deciding: &[Option<usize>],
+    ) -> Result<(), RunnerError> {
+        self.width = runner.vocab_size();
+        self.best.clear();
+        self.fetched.clear();
+        let most = runner.best_logits_max();
+        let enough = |count: &Option<usize>| count.filter(|&count| count <= most);
+        let ranked = deciding.iter().filter_map(enough);
+        // Rows fetched one by one cost more than rows copied together.
+        if ranked.clone().count() * 2 <= deciding.len() {
+            runner.forward(input, &mut self.whole)?;
+            return check(self.whole.len(), deciding.len() * self.width, "logits");
+        }
+        self.best = runner.forward_best(input, ranked.max().unwrap_or(1))?;
+        check(self.best.len(), deciding.len(), "ranked rows of logits")?;
+        for row in (0..deciding.len()).filter(|&row| enough(&deciding[row]).is_none()) {
+            let logits = runner.ranked_row(row)?;
+            check(logits.len(), self.width, "logits of a row")?;
+            self.fetched.insert(row, logits);
+        }
+        Ok(())
+    }
+
+    /// Row `number` of the step.
+    pub(crate) fn row(&self, number: usize) -> Row<'_> {
+        match (self.fetched.get(&number), self.best.get(number)) {
+            (Some(row), _) => Row::Whole(row),
+            (None, Some(best)) => Row::Best(best),
+            (None, None) => Row::Whole(&self.whole[number * self.width..(number + 1) * self.width]),
+        }
+    }
+}
+
+fn check(given: usize, expected: usize, what: &str) -> Result<(), RunnerError> {
+    if given == expected {
+        return Ok(());
+    }
+    Err(RunnerError::Fatal(format!("{given} {what} came back instead of {expected}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::BlockId;
+
+    /// Row r's logits are r, r + 1 and r + 2; it ranks two of them, and counts what it was asked for.
+    #[derive(Default)]
+    struct Ranking {
+        whole: usize,
+        ranked: Vec<usize>,
+        fetched: Vec<usize>,
+    }
+
+    fn logits(row: usize) -> Vec<f32> {
+        (row..row + 3).map(|x| x as f32).collect()
+    }
+
+    impl Runner for Ranking {
+        fn vocab_size(&self) -> usize {
+            3
+        }
+        fn copy_blocks(&mut self, _: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {
+            Ok(())
+        }
+        fn block_bytes(&self) -> usize {
+            0
+        }
+        fn read_block(&mut self, _: BlockId, _: &mut Vec<u8>) -> Result<(), RunnerError> {
+            Ok(())
+        }
+        fn write_block(&mut self, _: BlockId, _: &[u8]) -> Result<(), RunnerError> {
+            Ok(())
+        }
+        fn forward(&mut self, input: &ForwardInput, out: &mut Vec<f32>) -> Result<(), RunnerError> {
+            self.whole += 1;
+            *out = (0..input.logit_rows.len()).flat_map(logits).collect();
+            Ok(())
+        }
+        fn best_logits_max(&self) -> usize {
+            2
+        }
+        fn forward_best(&mut self, input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, RunnerError> {
+            self.ranked.push(count);
+            let best = |row: usize| (0..3).rev().take(count).map(|id| (id as u32, logits(row)[id])).collect();
+            Ok((0..input.logit_rows.len()).map(|row| BestLogits { ranked: best(row), finite: true }).collect())
+        }
+        fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {
+            self.fetched.push(row);
+            Ok(logits(row))
+        }
+    }
+
+    #[test]
+    fn rows_come_whole_unless_the_best_decide_most_of_them() {
+        let mut runner = Ranking::default();
+        let mut step = StepLogits::default();
+        let run = |step: &mut StepLogits, runner: &mut Ranking, deciding: &[Option<usize>]| {
+            let input =
+                ForwardInput { logit_rows: (0..deciding.len() as u32).collect(), ..ForwardInput::default() };
+            step.compute(runner, &input, deciding).expect("computed");
+            (0..deciding.len())
+                .map(|row| match step.row(row) {
+                    Row::Whole(found) => {
+                        assert_eq!(found, logits(row));
+                        0
+                    }
+                    Row::Best(best) => {
+                        assert_eq!(best.ranked[0], (2, row as f32 + 2.0));
+                        best.ranked.len()
+                    }
+                })
+                .collect::<Vec<usize>>()
+        };
+        assert!(run(&mut step, &mut runner, &[]).is_empty());
+        assert_eq!(run(&mut step, &mut runner, &[None, Some(1)]), [0, 0]);
+        assert_eq!((runner.whole, runner.ranked.len()), (2, 0));
+        assert_eq!(run(&mut step, &mut runner, &[Some(1), Some(2), None]), [2, 2, 0]);
+        // Three are more than it ranks.
+        assert_eq!(run(&mut step, &mut runner, &[Some(1), Some(1), Some(3), Some(1)]), [1, 1, 0, 1]);
+        assert_eq!((&runner.ranked[..], &runner.fetched[..]), (&[2, 1][..], &[2, 2][..]));
+        // Nothing is left of it.
+        assert_eq!(run(&mut step, &mut runner, &[None]), [0]);
+    }
+}
