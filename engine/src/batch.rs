@@ -1,8 +1,11 @@
 //! A step's plan as the flat, ragged arrays the forward pass takes.
 
+use std::ops::Range;
+
 use rill_models::ForwardInput;
 
 use crate::scheduler::{PlanEntry, Scheduler};
+use crate::sequence::Sequence;
 
 /// The forward pass's input, and which logits rows are whose. Reused from step to step.
 #[derive(Debug, Default)]
@@ -24,29 +27,40 @@ impl Batch {
         self.logit_starts.push(0);
         for &PlanEntry { index, start, count, .. } in &scheduler.plan().entries {
             let sequence = &scheduler.running()[index];
-            let end = start + count;
-            for position in start..end {
-                if sequence.wants_logits(position) {
-                    input.logit_rows.push(input.token_ids.len() as u32);
-                }
-                input.token_ids.push(sequence.token_at(position));
-                input.positions.push(position as u32);
-                input.slot_mapping.push(sequence.table().slot(position, block_size));
-            }
-            input.query_starts.push(input.token_ids.len() as u32);
-            input.context_lens.push(end as u32);
-            input.block_tables.extend_from_slice(sequence.table().blocks());
-            input.block_table_starts.push(input.block_tables.len() as u32);
+            push_rows(input, sequence, start..start + count, block_size, |row| sequence.wants_logits(row));
             self.logit_starts.push(input.logit_rows.len());
         }
     }
+}
+
+/// Appends the tokens at `positions` of a sequence, all of one step's.
+pub(crate) fn push_rows(
+    input: &mut ForwardInput,
+    sequence: &Sequence,
+    positions: Range<usize>,
+    block_size: usize,
+    wants_logits: impl Fn(usize) -> bool,
+) {
+    let end = positions.end;
+    for position in positions {
+        if wants_logits(position) {
+            input.logit_rows.push(input.token_ids.len() as u32);
+        }
+        input.token_ids.push(sequence.token_at(position));
+        input.positions.push(position as u32);
+        input.slot_mapping.push(sequence.table().slot(position, block_size));
+    }
+    input.query_starts.push(input.token_ids.len() as u32);
+    input.context_lens.push(end as u32);
+    input.block_tables.extend_from_slice(sequence.table().blocks());
+    input.block_table_starts.push(input.block_tables.len() as u32);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::scheduler::{Limits, StepBudget};
-    use crate::sequence::{Sequence, SequenceKey};
+    use crate::sequence::SequenceKey;
 
     #[test]
     fn two_sequences_in_chunks() {

@@ -1,9 +1,15 @@
 //! What one request's computed rows become: log-probabilities, tokens, text, events, and its times.
 
+use std::sync::Arc;
+
+use rill_models::Adapter;
+
+use crate::adapter::AdapterUse;
 use crate::config::EngineConfig;
 use crate::constraint::{Constraint, MaskThread};
 use crate::detokenizer::{Detokenizer, TokenText};
 use crate::handle::Submission;
+use crate::kv::salt;
 use crate::pooling::Pool;
 use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage};
 use crate::sampler::{RuledOut, Sampler, TokenHistory};
@@ -97,6 +103,7 @@ pub(crate) struct Generation {
     /// The handle sees when the last of these is gone.
     _in_flight: flume::Sender<std::convert::Infallible>,
     times: Times,
+    adapter: Option<AdapterUse>,
 }
 
 impl Generation {
@@ -110,6 +117,7 @@ impl Generation {
         let Submission { mut request, pooling, events, place, in_flight, submitted_us } = submission;
         let prompt = std::mem::take(&mut request.prompt);
         let key = SequenceKey { priority: request.priority, arrival };
+        let adapter = request.adapter.as_ref().map(|adapter| *adapter.weights().digest());
         let max_tokens = request.max_new_tokens(prompt.len(), config.context_len);
         let stop = &request.stop;
         let constraint = request.grammar.as_ref().map(Constraint::new);
@@ -141,10 +149,11 @@ impl Generation {
             place: Some(place),
             _in_flight: in_flight,
             times: Times { submitted: submitted_us, ..Times::default() },
+            adapter: request.adapter.take().map(AdapterUse::new),
             request,
         };
         let scored = generation.request.prompt_logprobs.is_some();
-        let salt = generation.request.cache_salt.as_deref().map(Into::into);
+        let salt = salt(generation.request.cache_salt.as_deref(), adapter.as_ref());
         let tenant = generation.request.tenant.clone();
         let mut sequence = Sequence::new(key, prompt, max_tokens, scored, salt).of_tenant(tenant);
         sequence.reads_no_cache = pooling.is_some_and(Pool::needs_all);
@@ -175,6 +184,14 @@ impl Generation {
     pub(crate) fn admit(&mut self, now: u64) {
         self.place = None;
         self.times.admitted = Some(now);
+        if let Some(adapter) = &mut self.adapter {
+            adapter.admit();
+        }
+    }
+
+    /// What its sequence runs with beside the model's own weights.
+    pub(crate) fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.adapter.as_ref().map(AdapterUse::weights)
     }
 
     /// Has the tokens its grammar allows next worked out on `thread`.
@@ -200,6 +217,20 @@ impl Generation {
         if let Some(drafter) = &mut self.drafter {
             drafter.propose(sequence.tokens(), Payoff { most: payoff.most.min(most), ..payoff }, draft);
         }
+    }
+
+    /// How many drafts of a draft model are worth checking.
+    pub(crate) fn drafts_worth(&mut self, payoff: Payoff) -> usize {
+        let most = (self.max_tokens - self.generated).saturating_sub(1);
+        let payoff = Payoff { most: payoff.most.min(most), ..payoff };
+        self.drafter.as_mut().map_or(0, |drafter| drafter.worth(payoff))
+    }
+
+    /// The draft of that number, from the draft model's logits: drawn as the token itself will be, so that the two agree
+    /// where the models do. What rules tokens out is left to the check.
+    pub(crate) fn draw_draft(&self, row: &[f32], number: usize, sampler: &mut Sampler) -> Option<u32> {
+        let index = (self.generated + number) as u64;
+        sampler.sample(row, &self.request.sampling, &self.history, RuledOut::default(), index).ok()
     }
 
     /// Makes of a step's rows what they mean: the prompt's log-probabilities, and new tokens with their events. Leaves the

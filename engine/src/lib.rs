@@ -3,10 +3,12 @@
 //! [`Engine::start`] gives an [`EngineHandle`]; [`EngineHandle::submit`] takes a [`GenerateRequest`] and gives an
 //! [`EventStream`]. The modules are public for those who test or drive the parts: [`step_loop`] shows how they meet.
 
+mod adapter;
 mod batch;
 mod config;
 mod constraint;
 mod detokenizer;
+mod draft_model;
 pub mod fair_share;
 mod generation;
 mod handle;
@@ -28,6 +30,7 @@ mod step_logits;
 pub mod step_loop;
 mod stop;
 
+pub use adapter::LoadedAdapter;
 pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask, regex_in_grammar};
 pub use detokenizer::{Detokenizer, TokenText};
@@ -41,5 +44,5 @@ pub use runner::{ModelRunner, Runner, RunnerError};
 pub use sequence::{Sequence, SequenceKey, Tenant};
 pub use softmax::RowError;
 pub use stats::{Counter, Histogram, HistogramSnapshot, Outcome, Stats};
-pub use step_loop::{Clock, Engine, EngineCore, StartError, Step};
+pub use step_loop::{Clock, Engine, EngineCore, Extras, StartError, Step};
 pub use stop::{StopMatch, StopMatcher};

@@ -50,6 +50,7 @@ impl EmbedRequest {
             tenant: self.tenant,
             cache_salt: self.cache_salt,
             grammar: None,
+            adapter: None,
         };
         (request, self.pooling)
     }

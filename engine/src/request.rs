@@ -1,5 +1,8 @@
 //! What a caller asks of the engine and what it hears back.
 
+use std::sync::Arc;
+
+use crate::adapter::LoadedAdapter;
 use crate::constraint::Grammar;
 use crate::sequence::Tenant;
 
@@ -22,6 +25,8 @@ pub struct GenerateRequest {
     pub tenant: Tenant,
     /// What the generated text must match. Where only its end is left it ends, whatever `min_tokens` says.
     pub grammar: Option<Grammar>,
+    /// What it runs with beside the model's own weights.
+    pub adapter: Option<Arc<LoadedAdapter>>,
 }
 
 impl GenerateRequest {

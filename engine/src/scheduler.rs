@@ -273,6 +273,25 @@ impl Scheduler {
         &self.plan
     }
 
+    /// Puts a token in place of what was proposed as number `draft`.
+    pub(crate) fn set_draft(&mut self, index: usize, draft: usize, token: u32) {
+        self.running[index].draft[draft] = token;
+    }
+
+    /// Only `drafts` of the drafts of the plan's entry `place` are to be checked.
+    pub(crate) fn cut_drafts(&mut self, place: usize, drafts: usize) {
+        let entry = &mut self.plan.entries[place];
+        let cut = entry.drafts.saturating_sub(drafts);
+        entry.drafts -= cut;
+        entry.count -= cut;
+        self.plan.tokens -= cut;
+    }
+
+    /// The draft model has computed a running sequence's tokens before `position`.
+    pub(crate) fn note_drafter_seen(&mut self, index: usize, position: usize) {
+        self.running[index].drafter_seen = position;
+    }
+
     /// The tokens of the plan's entry `place` have been computed, and `new` is what followed: nothing while the prompt
     /// is not through, one token, or more where each but the last was the one drafted.
     pub fn settle(&mut self, place: usize, new: &[u32]) {
@@ -284,6 +303,7 @@ impl Scheduler {
         sequence.draft.clear();
         sequence.commit(count - drafts + new.len().saturating_sub(1), &mut self.pool);
         sequence.trim_blocks(&mut self.pool);
+        sequence.drafter_seen = sequence.drafter_seen.min(sequence.computed);
         self.shares.charge(&sequence.tenant, GENERATED_TOKEN_PRICE * new.len() as u64);
     }
 

@@ -37,6 +37,8 @@ pub struct Sequence {
     pub(crate) reads_no_cache: bool,
     /// Prompt tokens that came from the prefix cache when the sequence first ran.
     pub(crate) cached_prompt_tokens: usize,
+    /// Tokens the draft model has seen since the sequence has its blocks.
+    pub(crate) drafter_seen: usize,
     /// Whether it has run before and lost its blocks.
     pub(crate) preempted: bool,
     /// Tokens it may compute in the step being planned.
@@ -69,6 +71,7 @@ impl Sequence {
             prompt_rows_from: wants_prompt_logits.then_some(0),
             reads_no_cache: false,
             cached_prompt_tokens: 0,
+            drafter_seen: 0,
             preempted: false,
             granted: 0,
             granted_drafts: 0,
@@ -265,6 +268,7 @@ impl Sequence {
             pool.release(block);
         }
         self.computed = 0;
+        self.drafter_seen = 0;
     }
 }
 

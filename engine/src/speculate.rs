@@ -44,6 +44,15 @@ pub(crate) struct Drafter {
 }
 
 impl Drafter {
+    /// How many drafts are worth making, where others make them.
+    pub(crate) fn worth(&mut self, payoff: Payoff) -> usize {
+        let worth = self.acceptance.drafts_worth(payoff);
+        if worth == 0 {
+            self.acceptance.fade();
+        }
+        worth
+    }
+
     /// Appends to `draft` what may follow `tokens`.
     pub(crate) fn propose(&mut self, tokens: &[u32], payoff: Payoff, draft: &mut Vec<u32>) {
         self.lookup.extend(tokens);

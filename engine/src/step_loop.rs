@@ -10,6 +10,7 @@ use crate::batch::Batch;
 use crate::config::{ConfigError, EngineConfig};
 use crate::constraint::MaskThread;
 use crate::detokenizer::TokenText;
+use crate::draft_model::DraftModel;
 use crate::generation::{ComputedRows, Generation, Output, SequenceFailure};
 use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
 use crate::inspect::EngineState;
@@ -28,6 +29,15 @@ use crate::step_logits::StepLogits;
 /// Starts engines.
 pub struct Engine;
 
+/// What an engine can do without.
+#[derive(Default)]
+pub struct Extras {
+    /// Keeps blocks the prefix cache evicts.
+    pub tier: Option<Box<dyn SpillTier>>,
+    /// A smaller model of the same vocabulary, with as many blocks of the same size, that proposes drafts.
+    pub draft: Option<Box<dyn Runner>>,
+}
+
 /// The engine could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -45,21 +55,18 @@ impl Engine {
         text: Arc<dyn TokenText>,
         config: EngineConfig,
     ) -> Result<EngineHandle, StartError> {
-        Engine::start_spilling(runner, text, config, None)
+        Engine::start_with(runner, text, config, Extras::default())
     }
 
-    /// The same with a tier for blocks the prefix cache evicts.
-    pub fn start_spilling(
+    /// The same with what an engine can do without.
+    pub fn start_with(
         runner: Box<dyn Runner>,
         text: Arc<dyn TokenText>,
         config: EngineConfig,
-        tier: Option<Box<dyn SpillTier>>,
+        extras: Extras,
     ) -> Result<EngineHandle, StartError> {
         let (core, handle) = EngineCore::new(runner, text, config, Clock::monotonic())?;
-        let core = match tier {
-            Some(tier) => core.spilling_to(tier),
-            None => core,
-        };
+        let core = core.with(extras);
         std::thread::Builder::new().name("rill-engine".into()).spawn(move || core.run())?;
         Ok(handle)
     }
@@ -124,6 +131,7 @@ pub struct EngineCore {
     sampler: Sampler,
     pace: Pace,
     spill: Option<Spill>,
+    draft_model: Option<DraftModel>,
     spill_changes: Vec<(Digest, bool)>,
     /// Which of the plan's restores could be had.
     restored: Vec<bool>,
@@ -172,6 +180,7 @@ impl EngineCore {
             sampler: Sampler::default(),
             pace: Pace::default(),
             spill: None,
+            draft_model: None,
             spill_changes: Vec::new(),
             restored: Vec::new(),
             draft: Vec::new(),
@@ -185,9 +194,16 @@ impl EngineCore {
         Ok((core, handle))
     }
 
-    /// The same engine with a tier for blocks the prefix cache evicts.
-    pub fn spilling_to(mut self, tier: Box<dyn SpillTier>) -> EngineCore {
-        self.spill = Some(Spill::new(tier));
+    /// The same engine with more to it.
+    ///
+    /// # Panics
+    /// If the draft model's vocabulary is of another size.
+    pub fn with(mut self, extras: Extras) -> EngineCore {
+        if let Some(draft) = &extras.draft {
+            assert_eq!(draft.vocab_size(), self.vocab_size, "the draft model's vocabulary is another one");
+        }
+        self.spill = extras.tier.map(Spill::new);
+        self.draft_model = extras.draft.map(DraftModel::new);
         self
     }
 
@@ -217,13 +233,15 @@ impl EngineCore {
             return Ok(Step::Stop);
         }
         self.drop_cancelled_and_overdue();
-        let started = self.clock.now_us();
         self.propose();
         self.schedule();
         self.move_blocks()?;
+        self.draft();
+        let started = self.clock.now_us();
         let tokens = self.scheduler.plan().tokens;
         if tokens > 0 {
             self.batch.build(&self.scheduler);
+            self.add_adapters();
             self.prepare_masks();
             match self.forward() {
                 Ok(()) => {
@@ -342,10 +360,12 @@ impl EngineCore {
         if self.shared.config.max_drafts == 0 || streams.rows == 0 {
             return;
         }
+        // All that draft do so in one round.
+        let round_cost = self.draft_model.as_ref().map_or(0.0, DraftModel::round_seconds) / streams.rows as f64;
         let payoff = Payoff {
             most: self.shared.config.max_drafts,
             token_worth: (self.pace.predict(streams) / streams.rows as f64) as f32,
-            row_cost: self.pace.row_cost(streams.attended / streams.rows) as f32,
+            row_cost: (self.pace.row_cost(streams.attended / streams.rows) + round_cost) as f32,
         };
         for index in 0..self.scheduler.running().len() {
             let sequence = &self.scheduler.running()[index];
@@ -354,8 +374,33 @@ impl EngineCore {
             }
             let Some(generation) = self.generations.get_mut(&sequence.key()) else { continue };
             self.draft.clear();
-            generation.propose(sequence, payoff, &mut self.draft);
+            match self.draft_model {
+                // Places that it fills once the blocks are there.
+                Some(_) => self.draft.resize(generation.drafts_worth(payoff), 0),
+                None => generation.propose(sequence, payoff, &mut self.draft),
+            }
             self.scheduler.propose(index, &self.draft);
+        }
+    }
+
+    /// Has the draft model fill the places that the plan has room for. It is done without if it fails.
+    fn draft(&mut self) {
+        let Some(model) = &mut self.draft_model else { return };
+        let copied = model.copy_blocks(&self.scheduler.plan().copies);
+        let (generations, sampler, clock) = (&self.generations, &mut self.sampler, &self.clock);
+        let drafted = copied.and_then(|()| {
+            model.draft(
+                &mut self.scheduler,
+                || clock.now_us(),
+                |key, number, row| generations.get(&key)?.draw_draft(row, number, sampler),
+            )
+        });
+        if let Err(error) = drafted {
+            tracing::warn!(%error, "the draft model failed and is done without");
+            self.draft_model = None;
+            for place in 0..self.scheduler.plan().entries.len() {
+                self.scheduler.cut_drafts(place, 0);
+            }
         }
     }
 
@@ -389,6 +434,15 @@ impl EngineCore {
             }
         }
         debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
+    }
+
+    /// Tells the batch which sequences run with adapters.
+    fn add_adapters(&mut self) {
+        let entries = &self.scheduler.plan().entries;
+        let adapters = entries.iter().map(|entry| self.generations.get(&entry.key)?.adapter().cloned());
+        if adapters.clone().any(|adapter| adapter.is_some()) {
+            self.batch.input.adapters.extend(adapters);
+        }
     }
 
     /// What is evicted is kept, then what is about to be written by one of several holders is copied, then what can be read
@@ -458,7 +512,10 @@ impl EngineCore {
             let deciding = alone.and_then(|generation| generation.deciding(self.vocab_size));
             self.deciding.extend(std::iter::repeat_n(deciding, rows[1] - rows[0]));
         }
-        self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding)
+        let computed = self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding);
+        // An idle engine keeps no adapter alive.
+        self.batch.input.adapters.clear();
+        computed
     }
 
     /// Gathers the hidden states that prompts to be embedded want of this step.

@@ -11,8 +11,15 @@ use rill_kernels::{
     StepInput, Stored,
 };
 
-const HEADS: AttentionShape =
-    AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None, softcap: None };
+const HEADS: AttentionShape = AttentionShape {
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+    value_dim: 64,
+    scale: 0.125,
+    window: None,
+    softcap: None,
+};
 const BLOCK_SIZE: usize = 32;
 
 /// One step's input: of each sequence, the last `tokens` of `context`.

@@ -66,7 +66,7 @@ struct Job {
     uint32_t unused;
 };
 
-// What all jobs of a call share.
+// What all jobs of a call share; `head_dim` is the width of a head's values, which is all that is written out.
 struct Call {
     const uint16_t* queries;
     const uint8_t *keys, *values;

@@ -1,6 +1,7 @@
 //! The operations a decoder is made of, over a backend's own memory. A model is written once against this trait.
 
 use crate::cpu::Form;
+use crate::low_rank::LowRankUpdate;
 use crate::packed::{PackError, Stored};
 use std::ops::Range;
 
@@ -36,8 +37,10 @@ pub struct Rope {
 pub struct AttentionShape {
     pub heads: usize,
     pub kv_heads: usize,
-    /// At most 256.
+    /// Of queries and keys; at most 256.
     pub head_dim: usize,
+    /// Of values, and of what comes out of a head; at most `head_dim`.
+    pub value_dim: usize,
     /// Scores are multiplied by it before the softmax; usually 1 / √head_dim.
     pub scale: f32,
     /// A query sees at most this many tokens, itself included.
@@ -65,7 +68,7 @@ impl AttentionShape {
 
     /// Every query sees all tokens before it, and no score is capped.
     pub fn full(heads: usize, kv_heads: usize, head_dim: usize, scale: f32) -> AttentionShape {
-        AttentionShape { heads, kv_heads, head_dim, scale, window: None, softcap: None }
+        AttentionShape { heads, kv_heads, head_dim, value_dim: head_dim, scale, window: None, softcap: None }
     }
 
     /// Width of a head in the cache: the next multiple of 32, filled up with zeros.
@@ -75,7 +78,12 @@ impl AttentionShape {
 
     /// Width of a row of queries, keys and values side by side.
     pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim
+    }
+
+    /// Width of a row of what comes out.
+    pub fn out_width(&self) -> usize {
+        self.heads * self.value_dim
     }
 }
 
@@ -85,6 +93,27 @@ pub struct CacheShape {
     pub blocks: usize,
     /// Tokens a block; a multiple of 16.
     pub block_size: usize,
+}
+
+/// Runs of columns to copy from one matrix to another: run `i` of `count` is `width` columns wide and goes from column
+/// `from.0 + i * from.1` to column `to.0 + i * to.1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColumnRuns {
+    pub count: usize,
+    pub width: usize,
+    /// First column and step; a step of 0 repeats one run.
+    pub from: (usize, usize),
+    /// First column and step; runs do not overlap.
+    pub to: (usize, usize),
+}
+
+impl ColumnRuns {
+    /// Whether all runs lie inside matrices of these widths, and none on another.
+    pub(crate) fn fit(&self, from: usize, to: usize) -> bool {
+        let end = |(first, step): (usize, usize)| first + step * self.count.saturating_sub(1) + self.width;
+        let apart = self.count <= 1 || self.to.1 >= self.width;
+        self.count == 0 || apart && end(self.from) <= from && end(self.to) <= to
+    }
 }
 
 /// How keys and values are kept.
@@ -194,6 +223,18 @@ pub trait Backend: Send {
     fn linear(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
     /// `out` += x · layerᵀ: the residual stream.
     fn linear_add(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
+    /// Whether [`Backend::add_low_rank`] is there.
+    fn takes_low_rank(&self) -> bool {
+        false
+    }
+    /// Adds low-rank updates to what a linear layer made of `x`, whose form has f32 too; no two of them share a row and an
+    /// output.
+    ///
+    /// # Panics
+    /// If the backend does not take them.
+    fn add_low_rank(&mut self, _x: &Self::Rows, _updates: &[LowRankUpdate<'_>], _out: &mut Self::Matrix) {
+        panic!("this backend takes no low-rank updates");
+    }
     /// `out` = x · layerᵀ in host memory, rows one after another.
     fn logits(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Vec<f32>);
 
@@ -275,6 +316,11 @@ pub trait Backend: Send {
     fn add_bias(&mut self, x: &mut Self::Matrix, bias: &Self::Vector);
     /// `out` += `scale` · x.
     fn add_scaled(&mut self, x: &Self::Matrix, scale: f32, out: &mut Self::Matrix);
+    /// Copies columns of all rows of `x` into `out`, which has as many rows.
+    ///
+    /// # Panics
+    /// If a run reaches beyond either matrix.
+    fn copy_columns(&mut self, x: &Self::Matrix, runs: ColumnRuns, out: &mut Self::Matrix);
     /// `rows × width` zeros.
     fn clear(&mut self, x: &mut Self::Matrix, rows: usize, width: usize);
     /// Row `rows[i]` of `out` += `scales[i]` · row `i` of x; no two of `rows` are the same.

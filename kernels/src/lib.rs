@@ -4,6 +4,7 @@ mod backend;
 mod cpu;
 pub mod cuda;
 pub mod limits;
+mod low_rank;
 mod memory;
 mod packed;
 mod pool;
@@ -11,9 +12,11 @@ mod quants;
 pub mod reference;
 
 pub use backend::{
-    Activation, AttentionShape, Backend, BestLogits, CacheShape, DeviceError, KvDtype, Rope, RowDtype, StepInput,
+    Activation, AttentionShape, Backend, BestLogits, CacheShape, ColumnRuns, DeviceError, KvDtype, Rope, RowDtype,
+    StepInput,
 };
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
+pub use low_rank::{LowRank, LowRankUpdate};
 pub use packed::{PackError, Stored};
 pub use pool::Pool;
 pub use quants::{DTYPES, Dtype, dequantize};

@@ -151,6 +151,11 @@ impl<T> Shared<T> {
         Shared(slice.as_mut_ptr().cast())
     }
 
+    /// The same memory from `index` on.
+    pub(crate) fn from(self, index: usize) -> Shared<T> {
+        Shared(self.at(index))
+    }
+
     pub(crate) fn at(self, index: usize) -> *mut T {
         self.0.wrapping_add(index)
     }

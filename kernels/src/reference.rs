@@ -113,6 +113,25 @@ pub fn linear(weights: &[Sum], x: &[f64]) -> Vec<Sum> {
     weights.chunks_exact(x.len()).map(output).collect()
 }
 
+/// scale · (x · Aᵀ) · Bᵀ of one row; `a` is rank × inputs, `b` outputs × rank.
+pub fn low_rank(x: &[f32], a: &[f32], b: &[f32], scale: f32) -> Vec<Sum> {
+    let exact = |values: &[f32]| {
+        let exact = |&x: &f32| Sum { value: f64::from(x), magnitude: f64::from(x).abs() };
+        values.iter().map(exact).collect::<Vec<Sum>>()
+    };
+    let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let inner = linear(&exact(a), &x);
+    let scale = f64::from(scale);
+    b.chunks_exact(inner.len())
+        .map(|b| {
+            b.iter().zip(&inner).fold(Sum::default(), |sum, (&b, inner)| Sum {
+                value: sum.value + scale * f64::from(b) * inner.value,
+                magnitude: sum.magnitude + (scale * f64::from(b)).abs() * inner.magnitude,
+            })
+        })
+        .collect()
+}
+
 /// x / √(mean of squares + eps) · weight.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / x.len() as f64;

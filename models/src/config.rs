@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use crate::FillInTheMiddle;
 use crate::ModelError;
+pub(crate) use from_gguf::turns_neighbours as turns_neighbours_in_gguf;
+pub(crate) use from_json::turns_neighbours as turns_neighbours_on_hub;
 pub use pooling::Pooling;
 pub use rill_kernels::Activation;
 
@@ -41,6 +43,8 @@ pub struct ModelConfig {
     pub learned_positions: bool,
     /// Attention and feed-forward read the same residual stream.
     pub parallel_residual: bool,
+    /// Where keys and values come from one narrow vector a token.
+    pub latent: Option<LatentConfig>,
     /// Where some layers are mixtures of experts.
     pub experts: Option<ExpertsConfig>,
     /// The output projection is the embedding table; `None`: where the weights hold no other.
@@ -77,8 +81,27 @@ pub struct ModelConfig {
     pub fill_in_the_middle: Option<FillInTheMiddle>,
 }
 
-/// Sparse mixtures of experts.
+/// Multi-head latent attention. Of a head's dimensions, the rope's `dimension_count` turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Width queries are narrowed to on their way; `None`: they are not.
+    pub query_rank: Option<usize>,
+    /// Width of the vector keys and values come from.
+    pub kv_rank: usize,
+    /// Dimensions of a head's values.
+    pub value_dim: usize,
+}
+
+/// How a router's logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    Softmax,
+    /// Each on its own.
+    Sigmoid,
+}
+
+/// Sparse mixtures of experts.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExpertsConfig {
     pub count: usize,
     /// How many each token picks.
@@ -89,6 +112,27 @@ pub struct ExpertsConfig {
     pub normalise: bool,
     /// Width of an expert every token goes through.
     pub shared_size: Option<usize>,
+    pub routing: Routing,
+    /// Number of groups experts are in, and how many of them a token picks from.
+    pub groups: Option<(usize, usize)>,
+    /// Factor on the weights of a token's experts.
+    pub scale: f32,
+}
+
+impl ExpertsConfig {
+    /// Weights that are a softmax over all experts.
+    pub(crate) const fn softmax(count: usize, per_token: usize, intermediate_size: usize) -> ExpertsConfig {
+        ExpertsConfig {
+            count,
+            per_token,
+            intermediate_size,
+            normalise: false,
+            shared_size: None,
+            routing: Routing::Softmax,
+            groups: None,
+            scale: 1.0,
+        }
+    }
 }
 
 /// Rotary position embedding.
@@ -225,6 +269,17 @@ impl ModelConfig {
         if let Some(experts) = &self.experts {
             experts.check()?;
         }
+        if let Some(LatentConfig { query_rank, kv_rank, value_dim }) = self.latent {
+            let sizes = [query_rank.unwrap_or(1), kv_rank, value_dim];
+            if sizes.iter().any(|&size| size == 0 || size > SIZE_MAX) || value_dim > self.head_dim || turning == 0
+            {
+                return Err(format!(
+                    "latent attention of ranks {query_rank:?} and {kv_rank}, with {value_dim} of {} dimensions for \
+                     values, {turning} of which turn, is not possible",
+                    self.head_dim
+                ));
+            }
+        }
         if self.sliding_window == Some(0) {
             return Err("the sliding window is 0; it must be at least 1".to_owned());
         }
@@ -261,6 +316,18 @@ impl ExpertsConfig {
             return Err(format!(
                 "{per_token} of {count} experts a token; it must be 1 or more of at most {EXPERTS_MAX}"
             ));
+        }
+        if let Some((groups, kept)) = self.groups
+            && (groups == 0
+                || kept == 0
+                || kept > groups
+                || !count.is_multiple_of(groups)
+                || per_token > count / groups * kept)
+        {
+            return Err(format!("{per_token} of {count} experts from {kept} of {groups} groups cannot be picked"));
+        }
+        if !(self.scale > 0.0 && self.scale.is_finite()) {
+            return Err(format!("the factor on the experts' weights is {}; it must be above 0", self.scale));
         }
         let sizes = [intermediate_size, self.shared_size.unwrap_or(1)];
         match sizes.iter().find(|&&size| size == 0 || size > SIZE_MAX) {

@@ -1,7 +1,10 @@
 //! What one forward pass is given and must return: the ragged batch, and the trait every model implements.
 
-use crate::ModelError;
+use std::sync::Arc;
+
 use rill_kernels::BestLogits;
+
+use crate::{Adapter, AdapterSites, ModelError};
 
 /// One engine step as flat, ragged arrays. Row `r` of the batch is token `token_ids[r]`; sequence `s` owns
 /// rows `query_starts[s]..query_starts[s + 1]`, which are the *last* tokens of its `context_lens[s]`-token
@@ -23,6 +26,8 @@ pub struct ForwardInput {
     pub block_table_starts: Vec<u32>,
     /// Ascending rows whose next-token logits are wanted; the output holds one row of logits for each.
     pub logit_rows: Vec<u32>,
+    /// What each sequence runs with beside the model's own weights; empty where that is nothing for all of them.
+    pub adapters: Vec<Option<Arc<Adapter>>>,
 }
 
 impl ForwardInput {
@@ -43,6 +48,7 @@ impl ForwardInput {
         self.block_tables.clear();
         self.block_table_starts.clear();
         self.logit_rows.clear();
+        self.adapters.clear();
     }
 }
 
@@ -57,6 +63,10 @@ pub struct ModelShape {
     pub context_len: usize,
     /// Bytes of KV cache one token takes over all layers.
     pub kv_bytes_per_token: usize,
+    /// Tokens before the next one that any layer still reads, if every layer slides a window.
+    pub window_tokens: Option<usize>,
+    /// More sequences than this must not run at once; `None`: no such limit.
+    pub running_max: Option<usize>,
 }
 
 /// A decoder ready to run. Implementations own their weights and KV cache; the engine owns which block is whose.
@@ -65,6 +75,11 @@ pub trait Model: Send {
 
     /// Bytes left on a device with memory of its own; `None` where the model shares the host's.
     fn device_memory_free(&self) -> Option<usize> {
+        None
+    }
+
+    /// Where it takes adapters; `None` where it, or what it runs on, takes none.
+    fn adapter_sites(&self) -> Option<&AdapterSites> {
         None
     }
 

@@ -2,38 +2,11 @@
 //! and both are added to it; some models of the family take them one after the other instead.
 
 use crate::layers::{
-    Attention, Block, Decoder, FeedForward, HeadNorm, Join, Layer, LayerLoader, Mlp, Norm, NormKind, QkvOrder, Run,
+    Attention, Block, Decoder, FeedForward, HeadNorm, Join, LayerLoader, Mlp, NormKind, Parallel, QkvOrder,
 };
 use crate::weights::Weights;
 use crate::{Model, ModelConfig, ModelError};
 use rill_kernels::Backend;
-
-/// x + attention(norm₁(x)) + feed_forward(norm₂(x)).
-struct Parallel<B: Backend> {
-    attention_norm: Norm<B>,
-    attention: Attention<B>,
-    feed_forward_norm: Norm<B>,
-    feed_forward: Mlp<B>,
-}
-
-impl<B: Backend> Layer<B> for Parallel<B> {
-    fn attention(&mut self) -> &mut Attention<B> {
-        &mut self.attention
-    }
-
-    fn forward(&self, run: &mut Run<'_, B>) {
-        let form = self.attention.form(run.backend);
-        self.attention_norm.read(run.backend, run.residual, None, (run.rows, form));
-        self.attention.run(run);
-        self.attention.output.run(run.backend, run.rows, run.mixed);
-
-        let form = self.feed_forward.form(run.backend);
-        self.feed_forward_norm.read(run.backend, run.residual, None, (run.rows, form));
-        self.feed_forward.hidden(run);
-        run.join(&self.feed_forward.down, &Join::Add);
-        run.join_mixed(&Join::Add);
-    }
-}
 
 /// The parts both orders are made of.
 fn parts<B: Backend>(at: &mut LayerLoader<'_, '_, B>) -> Result<Parallel<B>, ModelError> {

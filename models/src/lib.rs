@@ -1,5 +1,8 @@
 //! Model execution: where weights come from, how they are read, and one readable forward pass an architecture.
 
+mod adapter;
+mod candle;
+mod cohere;
 mod config;
 mod error;
 mod fill_in_the_middle;
@@ -19,15 +22,16 @@ mod tokenizer;
 mod traffic;
 mod weights;
 
+pub use adapter::{Adapter, AdapterSites};
 pub use config::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
-    RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, LatentConfig, ModelConfig, Pooling, RopeConfig,
+    RopeScaling, RopeStyle, Routing,
 };
 pub use error::ModelError;
 pub use fill_in_the_middle::FillInTheMiddle;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
-pub use load::{Device, LoadOptions, LoadedModel, load, load_on};
+pub use load::{Device, LoadOptions, LoadedModel, Runner, load, load_on};
 pub use perplexity::{Score, Windows, perplexity};
 pub use rill_kernels::{BestLogits, Isa, KvDtype, RowDtype};
 pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};

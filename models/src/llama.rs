@@ -1,7 +1,8 @@
 //! The llama family: pre-norm attention with rotary positions, then a gated feed-forward layer. Mistral slides a
 //! window over it, SmolLM3 leaves the rotation out of every fourth layer, Phi-3 stores its matrices fused, Mixtral has
-//! experts in place of the one feed-forward layer, Granite scales embeddings, residuals, scores and logits: all of that
-//! is in the configuration. Qwen 3 and OLMoE also norm queries and keys, which the registry says.
+//! experts in place of the one feed-forward layer, DeepSeek has many of them and latent attention, Granite scales
+//! embeddings, residuals, scores and logits: all of that is in the configuration. Qwen 3 and OLMoE also norm queries
+//! and keys, StableLM and the first OLMo have layer norms, which the registry says.
 
 use crate::layers::{Block, Decoder, HeadNorm, NormKind};
 use crate::weights::Weights;
@@ -12,9 +13,8 @@ pub(crate) fn load<B: Backend + 'static>(
     backend: B,
     config: &ModelConfig,
     weights: &Weights,
-    norm: HeadNorm,
+    (norm, heads): (NormKind, HeadNorm),
 ) -> Result<Box<dyn Model>, ModelError> {
-    let decoder =
-        Decoder::load(backend, config, weights, NormKind::RootMeanSquare, |at| Block::pre_norm(at, norm))?;
+    let decoder = Decoder::load(backend, config, weights, norm, |at| Block::pre_norm(at, norm, heads))?;
     Ok(Box::new(decoder))
 }

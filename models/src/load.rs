@@ -2,7 +2,7 @@
 
 use crate::source::{ModelFiles, ModelKind};
 use crate::weights::{Safetensors, Weights};
-use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, registry};
+use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, candle, registry};
 use rill_kernels::cuda::{CudaBackend, Driver, DriverOptions};
 use rill_kernels::{Backend, CpuBackend, Isa, KvDtype, RowDtype};
 use std::sync::Arc;
@@ -16,6 +16,17 @@ pub enum Device {
     Cpu,
     /// The CUDA device of this number, or an error.
     Cuda(usize),
+}
+
+/// What computes a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Runner {
+    /// Rill, or candle-transformers where only that has the architecture.
+    #[default]
+    Auto,
+    Native,
+    /// candle-transformers: one sequence at a time on the CPU.
+    Candle,
 }
 
 /// How to run a model.
@@ -34,6 +45,7 @@ pub struct LoadOptions {
     /// What activations that meet bf16 weights are rounded to; `None` is what the device does best: nothing on the CPU,
     /// bf16 on a GPU.
     pub row_dtype: Option<RowDtype>,
+    pub runner: Runner,
 }
 
 impl LoadOptions {
@@ -47,6 +59,7 @@ impl LoadOptions {
             kv_dtype: KvDtype::Bf16,
             cuda_graphs: false,
             row_dtype: None,
+            runner: Runner::Auto,
         }
     }
 }
@@ -64,6 +77,16 @@ pub struct LoadedModel {
 
 /// Loads the model `files` hold onto the device `options` name.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    let opened = Opened::read(files)?;
+    let architecture = opened.config.architecture.as_str();
+    let on_candle = match options.runner {
+        Runner::Auto => !registry::knows(architecture) && candle::knows(architecture),
+        Runner::Native => false,
+        Runner::Candle => true,
+    };
+    if on_candle {
+        return opened.load_on_candle(options);
+    }
     let on_gpu = match options.device {
         Device::Cpu => None,
         Device::Auto => {
@@ -78,7 +101,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             ));
         }
         let device = backend.name();
-        return load_on(files, backend, &device);
+        return opened.load_on(backend, &device);
     }
     if !options.kv_dtype.on_cpu() {
         return Err(ModelError::Unsupported(
@@ -100,7 +123,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         .with_kv_dtype(options.kv_dtype)
         .with_row_dtype(options.row_dtype.unwrap_or_default());
     let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
-    load_on(files, backend, &device)
+    opened.load_on(backend, &device)
 }
 
 fn open_gpu(ordinal: usize, options: &LoadOptions) -> Result<CudaBackend, ModelError> {
@@ -116,25 +139,72 @@ pub fn load_on<B: Backend + 'static>(
     backend: B,
     device: &str,
 ) -> Result<LoadedModel, ModelError> {
-    let (config, tokenizer, weights) = match &files.kind {
-        ModelKind::Gguf { path } => {
-            let file = GgufFile::open(path)?;
-            let config = ModelConfig::from_gguf(&file)?;
-            let tokenizer = Tokenizer::from_gguf(&file)
-                .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
-            (config, tokenizer, Weights::from_gguf(file))
+    Opened::read(files)?.load_on(backend, device)
+}
+
+/// What a model's files say, weights not read yet.
+struct Opened<'a> {
+    files: &'a ModelFiles,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    gguf: Option<GgufFile>,
+}
+
+impl<'a> Opened<'a> {
+    fn read(files: &'a ModelFiles) -> Result<Opened<'a>, ModelError> {
+        Ok(match &files.kind {
+            ModelKind::Gguf { path } => {
+                let file = GgufFile::open(path)?;
+                let config = ModelConfig::from_gguf(&file)?;
+                let tokenizer = Tokenizer::from_gguf(&file)
+                    .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
+                Opened { files, config, tokenizer, gguf: Some(file) }
+            }
+            ModelKind::Safetensors { dir, .. } => {
+                let config = ModelConfig::from_dir(dir)?;
+                let path = dir.join("tokenizer.json");
+                let tokenizer = Tokenizer::from_json_file(&path)
+                    .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
+                Opened { files, config, tokenizer, gguf: None }
+            }
+        })
+    }
+
+    fn load_on<B: Backend + 'static>(mut self, backend: B, device: &str) -> Result<LoadedModel, ModelError> {
+        let weights = match (&self.files.kind, self.gguf.take()) {
+            (_, Some(file)) => Weights::from_gguf(file),
+            (ModelKind::Safetensors { dir, shards }, None) => {
+                Weights::from_safetensors(Safetensors::open(dir, shards, &self.config.architecture)?)
+            }
+            (ModelKind::Gguf { path }, None) => Weights::from_gguf(GgufFile::open(path)?),
+        };
+        let model = registry::build(backend, &self.config, &weights)?;
+        Ok(self.loaded(model, device))
+    }
+
+    fn load_on_candle(self, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+        let refused = [
+            (matches!(options.device, Device::Cuda(_)), "a GPU"),
+            (options.isa.is_some(), "instructions of one's choice"),
+            (options.kv_dtype != KvDtype::Bf16, "KV caches of bytes"),
+            (options.row_dtype == Some(RowDtype::Bf16), "activations rounded to bfloat16"),
+        ];
+        if let Some((_, what)) = refused.iter().find(|(asked, _)| *asked) {
+            return Err(ModelError::Unsupported(format!(
+                "{} runs through candle, one sequence at a time in f32 on the CPU: it cannot have {what}",
+                self.config.architecture
+            )));
         }
-        ModelKind::Safetensors { dir, shards } => {
-            let config = ModelConfig::from_dir(dir)?;
-            let path = dir.join("tokenizer.json");
-            let tokenizer = Tokenizer::from_json_file(&path)
-                .map_err(|error| ModelError::Format { path: path.display().to_string(), reason: error.0 })?;
-            let files = Safetensors::open(dir, shards, &config.architecture)?;
-            (config, tokenizer, Weights::from_safetensors(files))
-        }
-    };
-    let model = registry::build(backend, &config, &weights)?;
-    let description =
-        format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);
-    Ok(LoadedModel { model, tokenizer: Arc::new(tokenizer), config, name: files.name.clone(), description })
+        let model = candle::load(&self.files.kind, &self.config, options.threads)?;
+        let device = format!("CPU through candle, {} threads, one sequence at a time", options.threads);
+        tracing::warn!("{} runs through candle: one sequence at a time, slowly", self.config.architecture);
+        Ok(self.loaded(model, &device))
+    }
+
+    fn loaded(self, model: Box<dyn Model>, device: &str) -> LoadedModel {
+        let Opened { files, config, tokenizer, .. } = self;
+        let description =
+            format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);
+        LoadedModel { model, tokenizer: Arc::new(tokenizer), config, name: files.name.clone(), description }
+    }
 }

@@ -1,4 +1,4 @@
-//! OLMo 2: norms come after both sub-layers, which read the residual stream as it is, and over all queries and keys.
+//! OLMo 2 and 3: norms come after both sub-layers, which read the residual stream as it is, and over all queries and keys.
 
 use crate::layers::{Attention, Block, Decoder, FeedForward, HeadNorm, Join, Norm, NormKind, QkvOrder};
 use crate::weights::Weights;

@@ -104,6 +104,7 @@ fn step(window: &[u32], start: usize, logits: std::ops::Range<usize>, blocks: us
         block_table_starts: vec![0, table.len() as u32],
         block_tables: table,
         logit_rows: logits.map(|position| (position - start) as u32).collect(),
+        adapters: Vec::new(),
     }
 }
 
@@ -168,7 +169,14 @@ mod tests {
     }
 
     fn counting() -> Counting {
-        let shape = ModelShape { vocab_size: 10, hidden_size: 1, context_len: 300, kv_bytes_per_token: 1 };
+        let shape = ModelShape {
+            vocab_size: 10,
+            hidden_size: 1,
+            context_len: 300,
+            kv_bytes_per_token: 1,
+            window_tokens: None,
+            running_max: None,
+        };
         Counting { shape, seen: Vec::new() }
     }
 

@@ -1,13 +1,13 @@
 //! Architecture names → constructors.
 
-use crate::layers::HeadNorm;
+use crate::layers::{HeadNorm, NormKind};
 use crate::weights::Weights;
-use crate::{Model, ModelConfig, ModelError, gemma, gpt_neox, gpt2, llama, olmo2};
+use crate::{Model, ModelConfig, ModelError, candle, cohere, gemma, gpt_neox, gpt2, llama, olmo2};
 use rill_kernels::Backend;
 
 /// Every architecture rill runs: the names GGUF files (`general.architecture`) and model directories (config.json
 /// `architectures`) give it.
-const KNOWN: [(&str, &str); 20] = [
+const KNOWN: [(&str, &str); 29] = [
     ("llama", "LlamaForCausalLM"),
     ("llama", "MistralForCausalLM"),
     ("llama", "MixtralForCausalLM"),
@@ -28,7 +28,31 @@ const KNOWN: [(&str, &str); 20] = [
     ("gpt2", "GPT2LMHeadModel"),
     ("starcoder2", "Starcoder2ForCausalLM"),
     ("gptneox", "GPTNeoXForCausalLM"),
+    ("olmo", "OlmoForCausalLM"),
+    ("olmo2", "Olmo3ForCausalLM"),
+    ("command-r", "CohereForCausalLM"),
+    ("cohere2", "Cohere2ForCausalLM"),
+    ("phi2", "PhiForCausalLM"),
+    ("stablelm", "StableLmForCausalLM"),
+    ("ernie4_5", "Ernie4_5ForCausalLM"),
+    ("deepseek2", "DeepseekV2ForCausalLM"),
+    ("deepseek2", "DeepseekV3ForCausalLM"),
 ];
+
+/// The name published files of `architecture`, which may be a GGUF file's, go by.
+pub(crate) fn hub_name(architecture: &str) -> &str {
+    KNOWN.iter().find(|(gguf, _)| *gguf == architecture).map_or(architecture, |(_, hub)| hub)
+}
+
+/// The GGUF name of an architecture by either of its names.
+pub(crate) fn family(architecture: &str) -> Option<&'static str> {
+    KNOWN.iter().find(|(gguf, hub)| *gguf == architecture || *hub == architecture).map(|(gguf, _)| *gguf)
+}
+
+/// Whether rill has the architecture, by either of its names.
+pub(crate) fn knows(asked: &str) -> bool {
+    KNOWN.iter().any(|(gguf, hub)| *gguf == asked || *hub == asked)
+}
 
 /// Loads the weights of the architecture `config` names onto `backend`.
 pub(crate) fn build<B: Backend + 'static>(
@@ -39,8 +63,9 @@ pub(crate) fn build<B: Backend + 'static>(
     let asked = config.architecture.as_str();
     let Some((family, _)) = KNOWN.iter().find(|(gguf, hub)| *gguf == asked || *hub == asked) else {
         return Err(ModelError::Unsupported(format!(
-            "the architecture {asked} is not supported; supported are {}",
-            KNOWN.map(|(gguf, hub)| format!("{gguf} ({hub})")).join(", ")
+            "the architecture {asked} is not supported; supported are {}; and through candle {}",
+            KNOWN.map(|(gguf, hub)| format!("{gguf} ({hub})")).join(", "),
+            candle::KNOWN.iter().filter(|name| !knows(name)).copied().collect::<Vec<_>>().join(", ")
         )));
     };
     match *family {
@@ -48,8 +73,14 @@ pub(crate) fn build<B: Backend + 'static>(
         "gpt2" | "starcoder2" => gpt2::load(backend, config, weights),
         "gptneox" => gpt_neox::load(backend, config, weights),
         "olmo2" => olmo2::load(backend, config, weights),
-        "olmoe" => llama::load(backend, config, weights, HeadNorm::Whole),
-        "qwen3" | "qwen3moe" => llama::load(backend, config, weights, HeadNorm::PerHead),
-        _ => llama::load(backend, config, weights, HeadNorm::None),
+        "command-r" | "cohere2" => cohere::load(backend, config, weights, true),
+        "phi2" => cohere::load(backend, config, weights, false),
+        "olmoe" => llama::load(backend, config, weights, (NormKind::RootMeanSquare, HeadNorm::Whole)),
+        "qwen3" | "qwen3moe" => {
+            llama::load(backend, config, weights, (NormKind::RootMeanSquare, HeadNorm::PerHead))
+        }
+        "stablelm" => llama::load(backend, config, weights, (NormKind::Layer, HeadNorm::None)),
+        "olmo" => llama::load(backend, config, weights, (NormKind::Plain, HeadNorm::None)),
+        _ => llama::load(backend, config, weights, (NormKind::RootMeanSquare, HeadNorm::None)),
     }
 }

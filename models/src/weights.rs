@@ -5,6 +5,7 @@ mod safetensors;
 
 use crate::ModelError;
 use crate::gguf::GgufFile;
+pub(crate) use names::Names;
 use rill_kernels::{Dtype, Stored, dequantize};
 pub(crate) use safetensors::Safetensors;
 use std::borrow::Cow;
@@ -207,18 +208,41 @@ impl<'a> Matrix<'a> {
     }
 
     /// Row `r` of the result is row `source(r)`.
-    pub(crate) fn reordered(self, source: impl Fn(usize) -> usize) -> Matrix<'a> {
+    pub(crate) fn reordered(self, source: impl Fn(usize) -> usize) -> Matrix<'static> {
+        self.picked(self.rows, source)
+    }
+
+    /// `rows` rows: row `r` of the result is row `source(r)`.
+    pub(crate) fn picked(&self, rows: usize, source: impl Fn(usize) -> usize) -> Matrix<'static> {
         let row = self.row_bytes();
-        let mut data = Vec::with_capacity(self.data.len());
-        for r in 0..self.rows {
+        let mut data = Vec::with_capacity(rows * row);
+        for r in 0..rows {
             let at = source(r) * row;
             data.extend_from_slice(&self.data[at..at + row]);
         }
-        Matrix { data: Cow::Owned(data), ..self }
+        Matrix { dtype: self.dtype, rows, cols: self.cols, data: Cow::Owned(data) }
+    }
+
+    /// One on top of the other; they have one width and one type.
+    pub(crate) fn stacked<'b>(parts: impl IntoIterator<Item = Matrix<'b>>) -> Matrix<'static> {
+        let mut all = Matrix { dtype: Dtype::F32, rows: 0, cols: 0, data: Cow::Borrowed(&[][..]) };
+        for part in parts {
+            (all.dtype, all.cols) = (part.dtype, part.cols);
+            all.rows += part.rows;
+            all.data.to_mut().extend_from_slice(&part.data);
+        }
+        all
+    }
+
+    /// The same numbers in f32.
+    pub(crate) fn to_f32(&self) -> Matrix<'static> {
+        let mut values = vec![0.0; self.rows * self.cols];
+        dequantize(self.dtype, &self.data, &mut values);
+        Matrix { rows: self.rows, cols: self.cols, ..Matrix::row(&values) }
     }
 
     /// Columns become rows; floats only, since blocks run along rows.
-    fn transposed(self) -> Matrix<'static> {
+    pub(crate) fn transposed(self) -> Matrix<'static> {
         let width = self.dtype.block_bytes();
         let mut data = Vec::with_capacity(self.data.len());
         for col in 0..self.cols {

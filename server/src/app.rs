@@ -9,11 +9,12 @@ use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use rill_engine::{EngineHandle, Health};
+use rill_engine::{EngineHandle, Health, LoadedAdapter};
 use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use crate::adapters::Adapters;
 use crate::auth::ApiKeys;
 use crate::auth::caller::rate_limit_headers;
 use crate::auth::layer::{CallerName, authorize};
@@ -58,11 +59,20 @@ pub enum CorsPolicy {
     Only(Vec<HeaderValue>),
 }
 
+/// What a request asked for by name.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// To answer with.
+    pub name: String,
+    pub adapter: Option<Arc<LoadedAdapter>>,
+}
+
 /// A loaded model and all that requests need of it.
 pub struct Serving {
     pub engine: EngineHandle,
     /// What requests may call the model; the first is what responses do.
     pub names: Vec<String>,
+    pub adapters: Adapters,
     pub prompts: PromptEncoder,
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
@@ -99,7 +109,24 @@ impl Serving {
         }
     }
 
-    /// The name to answer with, if `asked` is one we serve; nothing and `default` mean the first.
+    /// What a request for `asked` runs: the model or one of its adapters; nothing and `default` mean the model.
+    pub fn target(&self, asked: Option<&str>) -> Result<Target, ApiError> {
+        if let Some(name) = asked
+            && let Some(adapter) = self.adapters.get(name)
+        {
+            return Ok(Target { name: name.to_owned(), adapter: Some(adapter) });
+        }
+        match self.model_name(asked) {
+            Ok(name) => Ok(Target { name: name.to_owned(), adapter: None }),
+            Err(_) => {
+                let adapters = self.adapters.list().into_iter().map(|adapter| adapter.name);
+                let served: Vec<String> = self.names.iter().cloned().chain(adapters).collect();
+                Err(ApiError::model_not_found(asked.unwrap_or_default(), &served))
+            }
+        }
+    }
+
+    /// The name to answer with, if `asked` is the model itself; nothing and `default` mean its first name.
     pub fn model_name(&self, asked: Option<&str>) -> Result<&str, ApiError> {
         match asked {
             None | Some("default") => Ok(&self.names[0]),
@@ -236,6 +263,8 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/embeddings", post(routes::embeddings::embeddings))
         .route("/v1/messages", post(routes::messages::messages))
         .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
+        .route("/v1/load_lora_adapter", post(routes::adapters::load))
+        .route("/v1/unload_lora_adapter", post(routes::adapters::unload))
         .route("/v1/models", get(routes::models::list))
         .route("/v1/models/{*id}", get(routes::models::one))
         .route("/tokenize", post(routes::tokenize::tokenize))

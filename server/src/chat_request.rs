@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use rill_engine::Grammar;
+use rill_engine::{Grammar, LoadedAdapter};
 use serde_json::{Map, Value};
 
 use crate::answer::AnswerFormat;
-use crate::app::{AppState, Serving};
+use crate::app::{AppState, Serving, Target};
 use crate::auth::Caller;
 use crate::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
 use crate::generation::Generation;
@@ -27,6 +27,7 @@ use crate::validate::{self, SharedOptions};
 pub struct ChatRequest {
     /// The name to answer with.
     pub model: String,
+    adapter: Option<Arc<LoadedAdapter>>,
     pub ids: Vec<u32>,
     pub options: SharedOptions,
     pub max_tokens: u32,
@@ -43,7 +44,7 @@ impl ChatRequest {
         shared: &SharedFields,
         own: ChatFields,
     ) -> Result<ChatRequest, ApiError> {
-        let model = serving.model_name(shared.model.as_deref())?.to_owned();
+        let Target { name: model, adapter } = serving.target(shared.model.as_deref())?;
         let mut options = validate::shared(shared, &serving.limits())?;
         let top_logprobs = top_logprobs(&own)?;
         let tools = Tools::new(own.tools.as_deref(), own.tool_choice.as_ref(), own.parallel_tool_calls)?;
@@ -82,13 +83,13 @@ impl ChatRequest {
             options.stop.skip_special_tokens = false;
         }
         let answers = AnswerFormat::new(reasoning, tools.as_ref(), serving.tool_format)?;
-        Ok(ChatRequest { model, ids, options, max_tokens, top_logprobs, answers, grammar })
+        Ok(ChatRequest { model, adapter, ids, options, max_tokens, top_logprobs, answers, grammar })
     }
 
     /// Sets the engine to work on all choices.
     pub fn submit(&self, serving: &Serving, caller: &Caller) -> Result<Generation, ApiError> {
         let requests = choices_of(
-            self.ids.clone(),
+            (self.ids.clone(), self.adapter.as_ref()),
             self.max_tokens,
             &self.options,
             self.top_logprobs,
@@ -208,11 +209,12 @@ impl ChatPrompt {
                 "the model has no chat template: use /v1/completions, or start the server with --chat-template FILE",
             ));
         };
+        let tools = self.fields.tools.as_deref().filter(|tools| !tools.is_empty());
+        let template = template.of_request(tools.is_some());
         let mut messages = Cow::Borrowed(&self.messages);
         if !template.writes_calls() {
             flatten(messages.to_mut());
         }
-        let tools = self.fields.tools.as_deref().filter(|tools| !tools.is_empty());
         if let (Some(tools), true) = (tools, self.fields.describe_tools && !template.shows_tools()) {
             describe(messages.to_mut(), tools);
         }

@@ -1,6 +1,7 @@
 //! Messages → prompt text, through the model's own Jinja template in the environment Hugging Face gives it.
 
-use minijinja::value::{Kwargs, Value as JinjaValue};
+use crate::python_repr;
+use minijinja::value::{Kwargs, Value as JinjaValue, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -21,6 +22,8 @@ pub struct ChatTemplate {
     bos_token: String,
     eos_token: String,
     source: String,
+    /// What takes its place where a request has tools.
+    tool_use: Option<Box<ChatTemplate>>,
 }
 
 /// One message as templates see it; content parts are joined already.
@@ -69,6 +72,8 @@ pub struct RenderInput<'a> {
 impl ChatTemplate {
     /// Compiles `source`. The tokens are spelled as in the vocabulary; empty where the model has none.
     pub fn new(source: &str, bos_token: &str, eos_token: &str) -> Result<Self, TemplateError> {
+        // Jinja has one kind of line break, whatever a template's file has.
+        let source = &source.replace("\r\n", "\n").replace('\r', "\n");
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -79,6 +84,11 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
+        environment.add_filter("string", string);
+        environment.set_formatter(|out, state, value| match printed(value)? {
+            Some(text) => out.write_str(&text).map_err(Error::from),
+            None => minijinja::escape_formatter(out, state, value),
+        });
         environment
             .add_template_owned("chat", without_generation_tags(source))
             .map_err(|error| TemplateError(format!("the chat template does not compile: {}", plain(&error))))?;
@@ -87,7 +97,19 @@ impl ChatTemplate {
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
             source: source.to_owned(),
+            tool_use: None,
         })
+    }
+
+    /// The same with another template, of the same tokens, for requests with tools.
+    pub fn with_tool_use(mut self, source: &str) -> Result<Self, TemplateError> {
+        self.tool_use = Some(Box::new(self.with_source(source)?));
+        Ok(self)
+    }
+
+    /// The template for a request with tools, or without.
+    pub fn of_request(&self, has_tools: bool) -> &ChatTemplate {
+        self.tool_use.as_deref().filter(|_| has_tools).unwrap_or(self)
     }
 
     pub fn source(&self) -> &str {
@@ -187,6 +209,22 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
+/// Python's `str(value)`.
+fn string(value: &JinjaValue) -> Result<JinjaValue, Error> {
+    Ok(printed(value)?.unwrap_or_else(|| value.to_string()).into())
+}
+
+/// None, lists and mappings as Python prints them; nothing where minijinja prints the value alike.
+fn printed(value: &JinjaValue) -> Result<Option<String>, Error> {
+    if !matches!(value.kind(), ValueKind::None | ValueKind::Map | ValueKind::Seq) {
+        return Ok(None);
+    }
+    let tree = serde_json::to_value(value).map_err(|error| {
+        Error::new(ErrorKind::BadSerialization, "a value cannot be printed").with_source(error)
+    })?;
+    Ok(Some(python_repr::repr(&tree)))
+}
+
 /// Python's `json.dumps(value, ensure_ascii=False)`: a space after each comma and colon, nothing escaped for HTML.
 fn tojson(value: &JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
@@ -241,7 +279,8 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // What opens a tag does not close it: `{%}`.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else {
             rest = tag;
             break;
         };
@@ -277,3 +316,7 @@ fn cut_after_final_message(mut text: String, messages: &[TemplateMessage]) -> Re
 #[cfg(test)]
 #[path = "chat_template_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "chat_template_families.rs"]
+mod families;

@@ -96,6 +96,11 @@ fn the_environment_is_hugging_faces() {
             "2 role content",
         ),
         ("{{ strftime_now('%Y') | length }}", "4"),
+        ("a\r\nb\r{{ 'c\r\nd' }}", "a\nb\nc\nd"),
+        (
+            "{{ {'a': [1, none, true, \"it's\"]} }} {{ [1] | string }} {{ 1 | string }}",
+            "{'a': [1, None, True, \"it's\"]} [1] 1",
+        ),
     ] {
         check(source, expected);
     }
@@ -135,6 +140,19 @@ fn tools_keep_their_order() {
         render("{% for tool in tools %}{{ tool | tojson }}{% endfor %}", &input).as_deref(),
         Ok(r#"{"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}}"#)
     );
+}
+
+#[test]
+fn a_request_with_tools_takes_the_template_made_for_it() {
+    let template =
+        ChatTemplate::new("plain", "", "").and_then(|own| own.with_tool_use("{{ tools | length }} tools"));
+    let template = template.expect("both compile");
+    let tools = [json!({}), json!({})];
+    let input = RenderInput { tools: Some(&tools), ..RenderInput::default() };
+    assert_eq!(template.of_request(true).render(&input).as_deref(), Ok("2 tools"));
+    assert_eq!(template.of_request(false).render(&input).as_deref(), Ok("plain"));
+    let error = ChatTemplate::new("plain", "", "").and_then(|own| own.with_tool_use("{% if %}")).err();
+    assert!(error.is_some_and(|error| error.to_string().contains("does not compile")));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use rill_models::Pooling;
 
+use crate::adapters::AdapterLimits;
 use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
@@ -42,6 +43,7 @@ impl ConfigError {
 pub struct ServeConfig {
     /// Path, hub repository, or rill's default model.
     pub model: String,
+    pub draft_model: Option<String>,
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub address: SocketAddr,
@@ -62,10 +64,14 @@ pub struct ServeConfig {
     pub kv_dtype: rill_models::KvDtype,
     pub cuda_graphs: bool,
     pub row_dtype: Option<rill_models::RowDtype>,
+    pub runner: rill_models::Runner,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
     /// `None`: as the model's files say.
     pub pooling: Option<Pooling>,
+    /// LoRA adapters to load at start, by name.
+    pub lora: Vec<(String, PathBuf)>,
+    pub lora_limits: AdapterLimits,
 }
 
 /// What embeddings are made of, where it is not left to the model's files.
@@ -143,6 +149,27 @@ impl std::str::FromStr for Device {
             _ => return Err("one of auto, cpu, cuda and cuda:N is wanted".to_owned()),
         };
         Ok(Device(device))
+    }
+}
+
+/// What computes the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RunnerChoice {
+    /// Rill, or candle for architectures that only candle has.
+    Auto,
+    /// Rill.
+    Native,
+    /// candle-transformers: one sequence at a time on the CPU.
+    Candle,
+}
+
+impl From<RunnerChoice> for rill_models::Runner {
+    fn from(choice: RunnerChoice) -> rill_models::Runner {
+        match choice {
+            RunnerChoice::Auto => rill_models::Runner::Auto,
+            RunnerChoice::Native => rill_models::Runner::Native,
+            RunnerChoice::Candle => rill_models::Runner::Candle,
+        }
     }
 }
 
@@ -337,6 +364,7 @@ impl ServeConfig {
         let spill = flags.kv_spill_path.map(|path| (path, spill_bytes));
         Ok(ServeConfig {
             model: flags.model,
+            draft_model: flags.draft_model,
             served_names: flags.served_model_name,
             address: SocketAddr::new(host, flags.port),
             metrics_address,
@@ -374,9 +402,16 @@ impl ServeConfig {
             kv_dtype: flags.kv_cache_dtype.into(),
             cuda_graphs: flags.cuda_graphs,
             row_dtype: flags.dtype.row_dtype(),
+            runner: flags.runner.into(),
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
             pooling: flags.pooling.map(Pooling::from),
+            lora: flags.lora.iter().map(|text| named_path(text)).collect::<Result<_, _>>()?,
+            lora_limits: AdapterLimits {
+                count_max: at_least_one("max-loras", flags.max_loras, 4096)?,
+                rank_max: at_least_one("max-lora-rank", flags.max_lora_rank, 4096)?,
+                at_run_time: flags.enable_runtime_lora,
+            },
         })
     }
 }
@@ -409,6 +444,14 @@ impl EngineLimits {
                 ),
             }),
         }
+    }
+}
+
+/// `NAME=PATH`.
+fn named_path(text: &str) -> Result<(String, PathBuf), ConfigError> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), PathBuf::from(path))),
+        _ => Err(ConfigError { flag: "lora", reason: format!("must be NAME=PATH, not {text}") }),
     }
 }
 

@@ -34,6 +34,10 @@ fn flags_are_checked() {
         ("--threads 0", "--threads: must be between 1 and 1024, not 0"),
         ("--max-running 0", "--max-running: must be between 1 and 4096, not 0"),
         ("--max-queue 0", "--max-queue: must be between"),
+        ("--lora adapter", "--lora: must be NAME=PATH, not adapter"),
+        ("--lora =path", "--lora: must be NAME=PATH, not =path"),
+        ("--max-loras 0", "--max-loras: must be between 1 and 4096, not 0"),
+        ("--max-lora-rank 0", "--max-lora-rank: must be between 1 and 4096, not 0"),
         ("--block-size 0", "--block-size: must be between"),
         ("--max-connections 0", "--max-connections: must be between"),
         (
@@ -115,8 +119,10 @@ fn origins_and_keys() {
 
 #[test]
 fn the_instructions_are_this_processors_or_refused() {
-    use rill_models::Isa;
+    use rill_models::{Isa, Runner};
     assert_eq!(config("").unwrap().isa, None);
+    assert_eq!(config("").unwrap().runner, Runner::Auto);
+    assert_eq!(config("--runner candle").unwrap().runner, Runner::Candle);
     assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
     for (name, isa) in [
         ("avx512", Isa::Avx512),

@@ -1,5 +1,6 @@
 //! rill as a library: what the binary and the tests share.
 
+pub mod adapters;
 pub mod answer;
 pub mod anthropic_request;
 pub mod anthropic_stream;
@@ -11,7 +12,8 @@ pub mod chat_request;
 pub mod chat_template;
 pub mod cli;
 pub mod config;
-pub mod drain;
+pub mod draft_model;
+mod drain;
 pub mod event_stream;
 pub mod fetch_progress;
 pub mod gbnf;
@@ -26,6 +28,7 @@ pub mod openapi;
 pub mod perplexity;
 pub mod prompt;
 pub mod protocol;
+pub mod python_repr;
 pub mod reasoning;
 pub mod response_output;
 pub mod response_store;

@@ -8,6 +8,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
+use crate::protocol::adapters::{LoadAdapterRequest, UnloadAdapterRequest};
 use crate::protocol::anthropic::{MessageOut, MessagesErrorBody, MessagesRequest, TokenCount};
 use crate::protocol::chat::{ChatFields, ChatResponse};
 use crate::protocol::completion::{CompletionFields, CompletionResponse};
@@ -94,6 +95,12 @@ fn paths(shapes: &mut Shapes) -> Map<String, Value> {
     });
     paths.add("post", "/v1/messages/count_tokens", "Tokens of a message request's prompt", |operation| {
         operation.takes(messages).answers(shapes.response::<TokenCount>()).fails(own_error)
+    });
+    paths.add("post", "/v1/load_lora_adapter", "Offer a LoRA adapter, if --enable-runtime-lora", |operation| {
+        operation.takes(shapes.request::<LoadAdapterRequest>()).writes("text/plain")
+    });
+    paths.add("post", "/v1/unload_lora_adapter", "Offer it no longer", |operation| {
+        operation.takes(shapes.request::<UnloadAdapterRequest>()).writes("text/plain")
     });
     paths.add("get", "/v1/models", "The models served", |of| of.answers(shapes.response::<ModelList>()));
     paths.add("get", "/v1/models/{id}", "One of them", |operation| {

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rill_engine::spill::{DiskTier, SpillError, SpillTier};
-use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner, Runner};
-use rill_models::{FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling, SourceOptions};
+use rill_engine::{Engine, EngineConfig, EngineHandle, Extras, ModelRunner, Runner};
+use rill_models::{
+    AdapterSites, ChatTemplates, FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling,
+    SourceOptions,
+};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,10 +20,12 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
+use crate::adapters::{AdapterError, Adapters};
 use crate::app::{AppState, Serving, metrics_router, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
 use crate::config::{ConfigError, Machine, ReasoningParser, ServeConfig};
+use crate::draft_model;
 use crate::fetch_progress::TerminalProgress;
 use crate::grammars::Grammars;
 use crate::listen::{self, ListenLimits};
@@ -54,6 +59,8 @@ pub enum StartError {
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
     Engine(#[from] rill_engine::StartError),
+    #[error("--lora {name}={path}: {error}")]
+    Adapter { name: String, path: String, error: AdapterError },
     #[error("--kv-spill-path: {0}")]
     Spill(#[from] SpillError),
     #[error("loading the model failed; see the log")]
@@ -211,15 +218,24 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         kv_dtype: config.kv_dtype,
         cuda_graphs: config.cuda_graphs,
         row_dtype: config.row_dtype,
+        runner: config.runner,
     };
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
         rill_models::load(&files, &options)?;
-    let template =
-        template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
+    let template = template(config, model_config.chat_template.unwrap_or_default(), &tokenizer)?;
+
+    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
+    let adapters = adapters(config, model.adapter_sites().cloned(), &names)?;
 
     let shape = model.shape().clone();
     let limits = &config.engine;
-    let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
+    let draft = match &config.draft_model {
+        Some(spec) => Some(draft_model::load(spec, &options, &tokenizer, shape.vocab_size)?),
+        None => None,
+    };
+    let kv_bytes_per_token =
+        shape.kv_bytes_per_token + draft.as_ref().map_or(0, |draft| draft.model.shape().kv_bytes_per_token);
+    let num_blocks = limits.blocks(kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
     let capacity = num_blocks * limits.block_size;
     if capacity < shape.context_len {
         tracing::warn!(
@@ -233,7 +249,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         num_blocks,
         context_len: shape.context_len.min(capacity),
         max_batch_tokens: limits.batch_tokens_max,
-        max_running: limits.running_max,
+        max_running: limits.running_max.min(shape.running_max.unwrap_or(usize::MAX)),
         max_waiting: limits.queue_max,
         max_waiting_tokens: limits.queue_tokens_max,
         max_queue_wait_ms: limits.queue_wait_ms_max,
@@ -242,6 +258,10 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;
+    let draft = match draft {
+        Some(draft) => Some(Box::new(ModelRunner::new(draft.model, &engine_config)?) as Box<dyn Runner>),
+        None => None,
+    };
     let tier = match &limits.spill {
         Some((path, bytes)) => {
             let identity = spill_identity(&files, &description, limits.block_size, config)?;
@@ -250,16 +270,18 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         }
         None => None,
     };
-    let engine = Engine::start_spilling(Box::new(runner), tokenizer.clone(), engine_config, tier)?;
+    let engine = Engine::start_with(Box::new(runner), tokenizer.clone(), engine_config, Extras { tier, draft })?;
 
-    let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let mut hasher = DefaultHasher::new();
     (&names[0], &description, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     let serving = Serving {
         engine,
         names,
+        adapters,
         tool_format: config.tool_call_parser.unwrap_or_else(|| {
-            template.as_ref().map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.source()))
+            template
+                .as_ref()
+                .map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.of_request(true).source()))
         }),
         reasoning: match config.reasoning_parser {
             Some(ReasoningParser::None) => None,
@@ -279,13 +301,29 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         created_s: unix_seconds(),
         fingerprint: format!("rill_{:016x}", hasher.finish()),
     };
-    Ok(Loaded { serving, description, kv_bytes: capacity * shape.kv_bytes_per_token })
+    Ok(Loaded { serving, description, kv_bytes: capacity * kv_bytes_per_token })
+}
+
+/// The adapters named on the command line. Without a place for any, what would load them is refused.
+fn adapters(config: &ServeConfig, sites: Option<AdapterSites>, names: &[String]) -> Result<Adapters, StartError> {
+    if sites.is_none() && config.lora_limits.at_run_time {
+        return Err(ConfigError::new("enable-runtime-lora", AdapterError::Device.to_string()).into());
+    }
+    let adapters = Adapters::new(sites, config.lora_limits, names);
+    for (name, path) in &config.lora {
+        adapters.load(name, path, false).map_err(|error| StartError::Adapter {
+            name: name.clone(),
+            path: path.display().to_string(),
+            error,
+        })?;
+    }
+    Ok(adapters)
 }
 
 /// The operator's template, else the model's. A model's own that does not compile costs chat, not the server.
 fn template(
     config: &ServeConfig,
-    own: Option<String>,
+    own: ChatTemplates,
     tokenizer: &Arc<rill_models::Tokenizer>,
 ) -> Result<Option<ChatTemplate>, StartError> {
     let spelling = |id: Option<u32>| {
@@ -299,7 +337,15 @@ fn template(
         let source = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         return compile(&source).map(Some).map_err(|error| failed(error.to_string()));
     }
-    match own.map(|source| compile(&source)).transpose() {
+    // As transformers does it: named templates are for those who name them, but one of them is taken for tools.
+    let compiled = own.default.map(|source| {
+        let template = compile(&source)?;
+        match own.named.get("tool_use") {
+            Some(source) => template.with_tool_use(source),
+            None => Ok(template),
+        }
+    });
+    match compiled.transpose() {
         Ok(template) => Ok(template),
         Err(error) => {
             tracing::warn!(%error, "chat is off: give a template with --chat-template");

@@ -180,7 +180,7 @@ fn unknown_models_routes_and_methods() {
         assert_eq!((param, code), (json!("model"), json!("model_not_found")));
     }
     error_of(&server.get("/v1/models/gpt-4"), 404);
-    for path in ["/nothing", "/v1", "/v1/", "/v1/completions/", "/v1/embeddings"] {
+    for path in ["/nothing", "/v1", "/v1/", "/v1/completions/", "/v1/images"] {
         let (message, _, _) = error_of(&server.get(path), 404);
         assert!(message.contains(path), "{message}");
     }

@@ -13,7 +13,8 @@ fn models_are_listed() {
     let card = &list["data"][0];
     assert_eq!(
         *card,
-        json!({"id": MODEL, "object": "model", "created": 1, "owned_by": "rill", "root": MODEL, "max_model_len": 512})
+        json!({"id": MODEL, "object": "model", "created": 1, "owned_by": "rill", "root": MODEL, "parent": null,
+                "max_model_len": 512})
     );
     assert_eq!(list["data"][1]["id"], "alias");
     // An id with a slash, escaped or not.
@@ -35,7 +36,7 @@ fn text_goes_to_tokens_and_back() {
     );
     assert_eq!(
         server.get("/tokenizer_info").json(),
-        json!({"bos_token": null, "eos_token": "<|im_end|>", "chat_template": test_server::CHATML, "model_max_length": 512})
+        json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": test_server::CHATML, "model_max_length": 512})
     );
     for (path, body) in [
         ("/tokenize", json!({})),

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rill_engine::{Engine, EngineConfig, EngineHandle};
 use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
+use rill_server::adapters::{AdapterLimits, Adapters};
 use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, metrics, router_with};
 use rill_server::auth::ApiKeys;
 use rill_server::body::BodyLimits;
@@ -124,6 +125,11 @@ impl TestServer {
         self.state.serve(Serving {
             engine: self.engine.clone(),
             names: vec![MODEL.to_owned(), "alias".to_owned()],
+            adapters: Adapters::new(
+                None,
+                AdapterLimits { count_max: 2, rank_max: 8, at_run_time: false },
+                &[MODEL.to_owned()],
+            ),
             prompts: PromptEncoder::new(self.tokenizer.clone(), self.engine.config().context_len),
             template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
             eos_token_ids: vec![IM_END],

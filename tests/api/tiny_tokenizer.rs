@@ -44,6 +44,7 @@ pub fn beginning_tokenizer() -> Arc<Tokenizer> {
 }
 
 fn made(post_processor: Value) -> Arc<Tokenizer> {
+    let begins = post_processor.is_object();
     let mut vocab: Map<String, Value> =
         byte_chars().iter().enumerate().map(|(byte, c)| (c.to_string(), json!(byte))).collect();
     for (token, id) in [("he", 256), ("ll", 257), ("hell", 258), ("hello", 259)] {
@@ -71,7 +72,8 @@ fn made(post_processor: Value) -> Arc<Tokenizer> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, file.to_string()).expect("the temporary folder takes files");
-    let config = json!({"bos_token": "<|endoftext|>"}).to_string();
+    let bos = if begins { json!("<|endoftext|>") } else { Value::Null };
+    let config = json!({"bos_token": bos}).to_string();
     std::fs::write(folder.path().join("tokenizer_config.json"), config).expect("the temporary folder takes files");
     Arc::new(Tokenizer::from_json_file(&path).expect("the tokenizer is sound"))
 }

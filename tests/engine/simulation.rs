@@ -16,9 +16,10 @@ use std::time::Instant;
 use fake_runner::{FakeRunner, FakeText, Faults};
 use fake_tier::FakeTier;
 use plain_model::Expected;
+use rill_engine::spill::SpillTier;
 use rill_engine::{
-    Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, FailureKind, GenerateRequest, Outcome,
-    Step, SubmitError,
+    Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, Extras, FailureKind, GenerateRequest,
+    Outcome, Runner, Step, SubmitError,
 };
 use workload::{Prefixes, Random};
 
@@ -99,10 +100,12 @@ impl Simulation {
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
-        let core = match random.one_in(2) {
-            true => core.spilling_to(Box::new(FakeTier::new(Random::new(random.next())))),
-            false => core,
-        };
+        let tier = random.one_in(2).then(|| FakeTier::new(Random::new(random.next())));
+        let draft = random.one_in(3).then(|| FakeRunner::new(num_blocks, block_size, Arc::new(Faults::default())));
+        let core = core.with(Extras {
+            tier: tier.map(|tier| Box::new(tier) as Box<dyn SpillTier>),
+            draft: draft.map(|draft| Box::new(draft) as Box<dyn Runner>),
+        });
         let prefixes = Prefixes::new(&mut random, config.context_len);
         let (live, past, seen) = (Vec::new(), Vec::new(), Seen::default());
         Simulation { random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }

@@ -98,5 +98,6 @@ pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) 
         cache_salt: random.pick(&[None, None, None, Some("tenant a"), Some("tenant b")]).map(String::from),
         tenant: random.pick(&[None, Some("a"), Some("a"), Some("b")]).map(Into::into),
         grammar: None,
+        adapter: None,
     }
 }

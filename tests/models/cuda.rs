@@ -69,6 +69,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
         cache_salt: None,
         tenant: None,
         grammar: None,
+        adapter: None,
     }
 }
 

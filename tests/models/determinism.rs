@@ -4,8 +4,8 @@
 
 use rill_engine::spill::{DiskTier, SpillTier};
 use rill_engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, FinishReason, GenerateRequest, ModelRunner, Runner,
-    SamplingParams, StopParams, TokenLogprobs, Usage,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, Extras, FinishReason, GenerateRequest, ModelRunner,
+    Runner, SamplingParams, StopParams, TokenLogprobs, Usage,
 };
 use rill_tests::default_model;
 use rill_tests::reference::{Reference, english};
@@ -99,6 +99,7 @@ fn request(prompt: &[u32], max_tokens: u32, sampling: SamplingParams) -> Generat
         cache_salt: None,
         tenant: None,
         grammar: None,
+        adapter: None,
     }
 }
 
@@ -178,7 +179,8 @@ fn start_spilling(config: EngineConfig, dir: Option<&Path>) -> EngineHandle {
         let tier = DiskTier::open(dir, 1 << 30, [1; 32], runner.block_bytes()).expect("a fresh directory");
         Box::new(tier) as Box<dyn SpillTier>
     });
-    Engine::start_spilling(Box::new(runner), loaded.tokenizer, config, tier).expect("the engine starts")
+    let extras = Extras { tier, ..Extras::default() };
+    Engine::start_with(Box::new(runner), loaded.tokenizer, config, extras).expect("the engine starts")
 }
 
 fn stop(engine: &EngineHandle) {

@@ -34,6 +34,7 @@ fn hidden_states(loaded: &mut LoadedModel, tokens: &[u32]) -> Vec<f32> {
         block_tables: (0..blocks).collect(),
         block_table_starts: vec![0, blocks],
         logit_rows: Vec::new(),
+        adapters: Vec::new(),
     };
     loaded.model.forward(&input, &mut Vec::new()).expect("a sound batch runs");
     let mut states = Vec::new();

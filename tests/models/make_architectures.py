@@ -1,4 +1,4 @@
-"""Makes fixtures/architectures.json: for every architecture and rope scheme, a tiny model's published config.json and
+"""Makes fixtures/architectures.json, and long_tail.json of architectures rill runs through candle alone: for every architecture and rope scheme, a tiny model's published config.json and
 tensor list, a text of random tokens, and the logits transformers computes at every position in f32. The one thing it
 is made to do as rill does is to round queries, keys, values and softmax weights to bf16 (`attend`), which is worth
 about half a percent of the logits: without it a mistake of that size could hide.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "architectures.json"
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 VOCAB = 64
 TOKENS = 44
 
@@ -31,6 +31,11 @@ BASE = {
 ODD = {"hidden_size": 52, "intermediate_size": 76, "head_dim": 20}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "head_dim": 32, "pad_token_id": 0}
 GEMMA3 = {"query_pre_attn_scalar": 24, "sliding_window": 9, "num_hidden_layers": 6, "rope_theta": 1e6}
+
+LATENT = {"num_key_value_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-6, "kv_lora_rank": 40,
+          "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 20, "n_routed_experts": 8,
+          "num_experts_per_tok": 3, "n_shared_experts": 2, "moe_intermediate_size": 36, "first_k_dense_replace": 1,
+          "norm_topk_prob": False}
 
 
 def llama(**changes):
@@ -102,12 +107,44 @@ MODELS = {
     "starcoder2": without(model(
         "Starcoder2ForCausalLM", "starcoder2", norm_epsilon=1e-5, use_bias=True, hidden_act="gelu_pytorch_tanh",
         sliding_window=11, tie_word_embeddings=True), "rms_norm_eps"),
+    "olmo": without(model("OlmoForCausalLM", "olmo", attention_bias=False, clip_qkv=None), "rms_norm_eps"),
+    "olmo3": model("Olmo3ForCausalLM", "olmo3", sliding_window=9, num_hidden_layers=4, rope_theta=5e5, rope_scaling={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
+        "beta_slow": 1.0}),
+    "cohere": without(model("CohereForCausalLM", "cohere", layer_norm_eps=1e-5, logit_scale=0.25, use_qk_norm=False,
+                            tie_word_embeddings=True, pad_token_id=0), "rms_norm_eps"),
+    "cohere2": without(model(
+        "Cohere2ForCausalLM", "cohere2", layer_norm_eps=1e-5, logit_scale=0.5, num_hidden_layers=4, sliding_window=9,
+        sliding_window_pattern=4, tie_word_embeddings=True, pad_token_id=0), "rms_norm_eps"),
+    "phi": without(model("PhiForCausalLM", "phi", layer_norm_eps=1e-5, hidden_act="gelu_new", partial_rotary_factor=0.5,
+                         qk_layernorm=False, num_key_value_heads=4), "rms_norm_eps"),
+    "stablelm": without(model(
+        "StableLmForCausalLM", "stablelm", layer_norm_eps=1e-5, partial_rotary_factor=0.25, use_qkv_bias=True,
+        qk_layernorm=False, use_parallel_residual=False, use_cache=True), "rms_norm_eps"),
+    "ernie4.5": model("Ernie4_5ForCausalLM", "ernie4_5", use_bias=False, head_dim=24, tie_word_embeddings=True),
+    "deepseek2": model("DeepseekV2ForCausalLM", "deepseek_v2", **LATENT, q_lora_rank=None, n_group=1, topk_group=1,
+                       topk_method="greedy", routed_scaling_factor=1.0, rope_scaling=None),
+    "deepseek2-grouped": model(
+        "DeepseekV2ForCausalLM", "deepseek_v2", **LATENT, q_lora_rank=28, n_group=4, topk_group=2,
+        topk_method="group_limited_greedy", routed_scaling_factor=3.0,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32,
+                      "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707}),
+    "deepseek3": model(
+        "DeepseekV3ForCausalLM", "deepseek_v3", **{**LATENT, "norm_topk_prob": True}, q_lora_rank=28, n_group=4,
+        topk_group=2, topk_method="noaux_tc", scoring_func="sigmoid", routed_scaling_factor=2.5,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32,
+                      "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}),
     "gpt-neox": without(model(
         "GPTNeoXForCausalLM", "gpt_neox", layer_norm_eps=1e-5, hidden_act="gelu", rotary_pct=0.25,
         rotary_emb_base=10000, use_parallel_residual=True), "rms_norm_eps", "rope_theta", "num_key_value_heads"),
     "gpt-neox-sequential": without(model(
         "GPTNeoXForCausalLM", "gpt_neox", layer_norm_eps=1e-5, hidden_act="gelu_fast", rotary_pct=1.0,
         rotary_emb_base=10000, use_parallel_residual=False), "rms_norm_eps", "rope_theta", "num_key_value_heads"),
+}
+
+LONG_TAIL = {
+    "helium": model("HeliumForCausalLM", "helium", head_dim=16, attention_bias=False, mlp_bias=False),
+    "glm4": model("Glm4ForCausalLM", "glm4", head_dim=16, partial_rotary_factor=0.5, attention_bias=True, pad_token_id=0),
 }
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -187,7 +224,8 @@ def make(name, config):
     tensors = {}
     tied = network.config.tie_word_embeddings
     with torch.no_grad():
-        for key, parameter in network.named_parameters():
+        biases = [(key, buffer) for key, buffer in network.named_buffers() if key.endswith("correction_bias")]
+        for key, parameter in [*network.named_parameters(), *biases]:
             if tied and key in ("lm_head.weight", "embed_out.weight"):
                 continue
             parts = []
@@ -207,12 +245,15 @@ def make(name, config):
 
 
 def main():
-    wanted = sys.argv[1:] or list(MODELS)
-    kept = json.loads(FIXTURE.read_text()) if FIXTURE.exists() and sys.argv[1:] else {}
-    kept.update({name: make(name, MODELS[name]) for name in wanted})
-    lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in MODELS if name in kept)
-    FIXTURE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print(f"{FIXTURE}: {FIXTURE.stat().st_size} bytes, transformers {transformers.__version__}")
+    for file, models in (("architectures.json", MODELS), ("long_tail.json", LONG_TAIL)):
+        path = FIXTURES / file
+        wanted = [name for name in models if name in sys.argv[1:] or not sys.argv[1:]]
+        kept = json.loads(path.read_text()) if path.exists() and sys.argv[1:] else {}
+        kept.update({name: make(name, models[name]) for name in wanted})
+        lines = (f"{json.dumps(name)}: {json.dumps(kept[name])}" for name in models if name in kept)
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        print(f"{path}: {path.stat().st_size} bytes, transformers {transformers.__version__}")
 
 
-main()
+if __name__ == "__main__":
+    main()

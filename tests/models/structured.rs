@@ -3,7 +3,11 @@
 
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Instant;
 
+use rill_engine::{Constraint, GrammarCompiler};
+use rill_server::structured::{Spacing, json_term};
+use rill_tests::default_model;
 use rill_tests::http;
 use rill_tests::server_process::ServerProcess;
 use serde_json::{Value, json};
@@ -149,4 +153,49 @@ fn what_the_model_writes_matches() {
 #[ignore = "takes minutes"]
 fn a_thousand_documents_validate() {
     documents_validate(&server(), 100);
+}
+
+/// What a mask costs beside a step: `cargo test --release --test structured masks -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn masks_cost_little_beside_a_step() {
+    let loaded = default_model::load();
+    let (tokenizer, ends) = (loaded.tokenizer, loaded.config.eos_token_ids);
+    let compiler = GrammarCompiler::new(&*tokenizer, loaded.config.vocab_size, &ends).expect("a sound vocabulary");
+    let documents = [
+        (0, r#"{"name": "Ada Lovelace", "age": 36, "email": "ada@example.org"}"#),
+        (1, "[0.25, -0.5, 0.125]"),
+        (4, r#"{"value": 17, "children": [{"leaf": true}, {"leaf": false}]}"#),
+        (5, r#"{"when": "1843-09-01", "at": "10.0.0.1", "id": "123e4567-e89b-12d3-a456-426614174000"}"#),
+        (7, r#"{"one": 1, "two": 2, "three": 3}"#),
+    ];
+    let mut micros = Vec::new();
+    for (schema, document) in documents {
+        let term = json_term("schema", &schemas()[schema], Spacing::Free).expect("a schema");
+        let start = Instant::now();
+        let grammar = compiler.compile(&format!("start: {term}")).expect("compiles");
+        println!("schema {schema} compiled in {:?}", start.elapsed());
+        let tokens = tokenizer.encode(document, false, false).expect("a text");
+        for _ in 0..20 {
+            let mut constraint = Constraint::new(&grammar);
+            for &token in &tokens {
+                let start = Instant::now();
+                let allowed = constraint.mask().expect("a mask").allows(token);
+                micros.push(start.elapsed().as_secs_f64() * 1e6);
+                assert!(allowed, "{document}");
+                constraint.accept(token).expect("an allowed token");
+            }
+        }
+    }
+    micros.sort_by(f64::total_cmp);
+    let at = |share: f64| micros[((micros.len() - 1) as f64 * share) as usize];
+    let mean = micros.iter().sum::<f64>() / micros.len() as f64;
+    println!(
+        "{} masks over {} tokens: mean {mean:.1} us, median {:.1}, 99 % within {:.1}, longest {:.1}",
+        micros.len(),
+        loaded.config.vocab_size,
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
 }

@@ -1,6 +1,7 @@
 //! One sequence through a `Model`, without an engine: what parity and determinism tests drive the forward pass with.
 
-use rill_models::{ForwardInput, Model, ModelError};
+use rill_models::{Adapter, AdapterSites, ForwardInput, Model, ModelError};
+use std::sync::Arc;
 
 /// A model whose KV cache belongs to one sequence at a time.
 pub struct SingleSequence {
@@ -9,6 +10,7 @@ pub struct SingleSequence {
     blocks: usize,
     /// Tokens in the KV cache.
     computed: usize,
+    adapter: Option<Arc<Adapter>>,
 }
 
 impl SingleSequence {
@@ -20,7 +22,17 @@ impl SingleSequence {
     ) -> Result<SingleSequence, ModelError> {
         let blocks = tokens_max.div_ceil(block_size);
         model.allocate_kv_cache(blocks, block_size)?;
-        Ok(SingleSequence { model, block_size, blocks, computed: 0 })
+        Ok(SingleSequence { model, block_size, blocks, computed: 0, adapter: None })
+    }
+
+    /// Runs with `adapter` from now on, from position 0.
+    pub fn set_adapter(&mut self, adapter: Option<Arc<Adapter>>) {
+        self.adapter = adapter;
+        self.restart();
+    }
+
+    pub fn adapter_sites(&self) -> Option<&AdapterSites> {
+        self.model.adapter_sites()
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -57,6 +69,7 @@ impl SingleSequence {
             block_table_starts: vec![0, table.len() as u32],
             block_tables: table,
             logit_rows: if every { (0..rows).collect() } else { vec![rows - 1] },
+            adapters: self.adapter.iter().cloned().map(Some).collect(),
         };
         let mut logits = Vec::new();
         self.model.forward(&input, &mut logits)?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Hub class, GGUF architecture.
-const ARCHITECTURES: [(&str, &str); 19] = [
+const ARCHITECTURES: [(&str, &str); 28] = [
     ("LlamaForCausalLM", "llama"),
     ("MistralForCausalLM", "llama"),
     ("MixtralForCausalLM", "llama"),
@@ -26,13 +26,22 @@ const ARCHITECTURES: [(&str, &str); 19] = [
     ("GPT2LMHeadModel", "gpt2"),
     ("Starcoder2ForCausalLM", "starcoder2"),
     ("GPTNeoXForCausalLM", "gptneox"),
+    ("OlmoForCausalLM", "olmo"),
+    ("Olmo3ForCausalLM", "olmo2"),
+    ("CohereForCausalLM", "command-r"),
+    ("Cohere2ForCausalLM", "cohere2"),
+    ("PhiForCausalLM", "phi2"),
+    ("StableLmForCausalLM", "stablelm"),
+    ("Ernie4_5ForCausalLM", "ernie4_5"),
+    ("DeepseekV2ForCausalLM", "deepseek2"),
+    ("DeepseekV3ForCausalLM", "deepseek2"),
 ];
 
 /// Architectures whose q and k rows are permuted so that neighbours turn together.
-const PERMUTED: [&str; 4] = ["llama", "smollm3", "granite", "granitemoe"];
+const PERMUTED: [&str; 5] = ["llama", "smollm3", "granite", "granitemoe", "olmo"];
 
 /// What a layer's parts are called: hub, GGUF. The first that fits counts.
-const PARTS: [(&str, &str); 34] = [
+const PARTS: [(&str, &str); 47] = [
     ("input_layernorm.", "attn_norm."),
     ("ln_1.", "attn_norm."),
     ("ln_2.", "ffn_norm."),
@@ -57,6 +66,19 @@ const PARTS: [(&str, &str); 34] = [
     ("mlp.c_proj.", "ffn_down."),
     ("mlp.dense_h_to_4h.", "ffn_up."),
     ("mlp.dense_4h_to_h.", "ffn_down."),
+    ("self_attn.dense.", "attn_output."),
+    ("mlp.fc1.", "ffn_up."),
+    ("mlp.fc2.", "ffn_down."),
+    ("self_attn.q_a_proj.", "attn_q_a."),
+    ("self_attn.q_a_layernorm.", "attn_q_a_norm."),
+    ("self_attn.q_b_proj.", "attn_q_b."),
+    ("self_attn.kv_a_proj_with_mqa.", "attn_kv_a_mqa."),
+    ("self_attn.kv_a_layernorm.", "attn_kv_a_norm."),
+    ("self_attn.kv_b_proj.", "attn_kv_b."),
+    ("mlp.shared_experts.gate_proj.", "ffn_gate_shexp."),
+    ("mlp.shared_experts.up_proj.", "ffn_up_shexp."),
+    ("mlp.shared_experts.down_proj.", "ffn_down_shexp."),
+    ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
     ("mlp.gate.", "ffn_gate_inp."),
     ("block_sparse_moe.gate.", "ffn_gate_inp."),
     ("block_sparse_moe.router.layer.", "ffn_gate_inp."),
@@ -80,7 +102,7 @@ const EXPERT_PARTS: [(&str, &str); 6] = [
 ];
 
 /// A metadata value.
-enum Meta {
+pub(crate) enum Meta {
     Str(String),
     U32(u32),
     F32(f32),
@@ -144,12 +166,38 @@ fn transposed(tensor: TinyTensor) -> TinyTensor {
     TinyTensor { shape: vec![width, height], values }
 }
 
+fn write_file(path: &Path, metadata: &[(String, Meta)], tensors: &BTreeMap<String, TinyTensor>) {
+    let mut out = b"GGUF".to_vec();
+    out.extend(3_u32.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        out.extend((key.len() as u64).to_le_bytes());
+        out.extend(key.as_bytes());
+        value.write(&mut out);
+    }
+    let mut data: Vec<u8> = Vec::new();
+    for (name, tensor) in tensors {
+        data.resize(data.len().next_multiple_of(32), 0);
+        out.extend((name.len() as u64).to_le_bytes());
+        out.extend(name.as_bytes());
+        out.extend((tensor.shape.len() as u32).to_le_bytes());
+        tensor.shape.iter().rev().for_each(|&n| out.extend((n as u64).to_le_bytes()));
+        out.extend(0_u32.to_le_bytes());
+        out.extend((data.len() as u64).to_le_bytes());
+        data.extend(tensor.values.iter().flat_map(|v| v.to_le_bytes()));
+    }
+    out.resize(out.len().next_multiple_of(32), 0);
+    out.extend(data);
+    std::fs::write(path, out).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
 impl TinyModel {
-    fn number(&self, names: &[&str]) -> Option<f64> {
+    pub(crate) fn number(&self, names: &[&str]) -> Option<f64> {
         names.iter().find_map(|name| self.config[name].as_f64())
     }
 
-    fn count(&self, names: &[&str]) -> usize {
+    pub(crate) fn count(&self, names: &[&str]) -> usize {
         self.number(names).unwrap_or_else(|| panic!("{names:?} is in no configuration")) as usize
     }
 
@@ -168,30 +216,31 @@ impl TinyModel {
 
     /// Writes the model as one file, every tensor in f32.
     pub fn write_gguf(&self, path: &Path) {
-        let (metadata, tensors) = (self.metadata(), self.gguf_tensors());
-        let mut out = b"GGUF".to_vec();
-        out.extend(3_u32.to_le_bytes());
-        out.extend((tensors.len() as u64).to_le_bytes());
-        out.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in &metadata {
-            out.extend((key.len() as u64).to_le_bytes());
-            out.extend(key.as_bytes());
-            value.write(&mut out);
+        write_file(path, &self.metadata(), &self.gguf_tensors());
+    }
+
+    /// Writes factors A and B of published modules as an adapter of this model.
+    pub(crate) fn write_gguf_adapter<'a>(
+        &self,
+        path: &Path,
+        alpha: f32,
+        factors: impl Iterator<Item = (&'a str, &'a TinyTensor, &'a TinyTensor)>,
+    ) {
+        let metadata = [
+            ("general.type".to_owned(), Meta::Str("adapter".to_owned())),
+            ("general.architecture".to_owned(), Meta::Str(self.gguf_architecture().to_owned())),
+            ("adapter.type".to_owned(), Meta::Str("lora".to_owned())),
+            ("adapter.lora.alpha".to_owned(), Meta::F32(alpha)),
+        ];
+        let mut tensors = BTreeMap::new();
+        for (module, a, b) in factors {
+            // B's rows are the matrix's own; unlike GPT-2's matrices, its factors are not turned.
+            let (name, rows) = self.convert(&format!("{module}.weight"), b.clone());
+            let rows = if self.gguf_architecture() == "gpt2" { b.clone() } else { rows };
+            tensors.insert(format!("{name}.lora_a"), a.clone());
+            tensors.insert(format!("{name}.lora_b"), rows);
         }
-        let mut data: Vec<u8> = Vec::new();
-        for (name, tensor) in &tensors {
-            data.resize(data.len().next_multiple_of(32), 0);
-            out.extend((name.len() as u64).to_le_bytes());
-            out.extend(name.as_bytes());
-            out.extend((tensor.shape.len() as u32).to_le_bytes());
-            tensor.shape.iter().rev().for_each(|&n| out.extend((n as u64).to_le_bytes()));
-            out.extend(0_u32.to_le_bytes());
-            out.extend((data.len() as u64).to_le_bytes());
-            data.extend(tensor.values.iter().flat_map(|v| v.to_le_bytes()));
-        }
-        out.resize(out.len().next_multiple_of(32), 0);
-        out.extend(data);
-        std::fs::write(path, out).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        write_file(path, &metadata, &tensors);
     }
 
     fn metadata(&self) -> Vec<(String, Meta)> {
@@ -225,9 +274,10 @@ impl TinyModel {
             set(key, Meta::U32(value as u32));
         }
         let eps = self.number(&["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]);
-        let layer_norm = ["gpt2", "starcoder2", "gptneox"].contains(&arch);
+        let layer_norm =
+            ["gpt2", "starcoder2", "gptneox", "command-r", "cohere2", "phi2", "stablelm", "olmo"].contains(&arch);
         let key = if layer_norm { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
-        set(key, Meta::F32(eps.expect("an epsilon") as f32));
+        set(key, Meta::F32(eps.unwrap_or(1e-5) as f32));
         let partial = self.number(&["partial_rotary_factor", "rotary_pct"]).unwrap_or(1.0);
         if arch != "gpt2" {
             set("rope.dimension_count", Meta::U32((head_dim as f64 * partial) as u32));
@@ -238,7 +288,7 @@ impl TinyModel {
             ("embedding_scale", &["embedding_multiplier"]),
             ("residual_scale", &["residual_multiplier"]),
             ("attention.scale", &["attention_multiplier"]),
-            ("logit_scale", &["logits_scaling"]),
+            ("logit_scale", &["logits_scaling", "logit_scale"]),
             ("attn_logit_softcapping", &["attn_logit_softcapping"]),
             ("final_logit_softcapping", &["final_logit_softcapping"]),
         ] {
@@ -286,6 +336,12 @@ impl TinyModel {
         if let Some(original) = original.or(self.config["original_max_position_embeddings"].as_u64()) {
             set("rope.scaling.original_context_length", Meta::U32(original as u32));
         }
+        if arch == "deepseek2" {
+            let own = self.latent_metadata().into_iter().map(|(key, value)| (format!("{arch}.{key}"), value));
+            let own: Vec<_> = own.collect();
+            all.retain(|(key, _)| own.iter().all(|(other, _)| other != key));
+            all.extend(own);
+        }
         all
     }
 
@@ -293,7 +349,13 @@ impl TinyModel {
         let mut out: BTreeMap<String, TinyTensor> = BTreeMap::new();
         for (name, tensor) in self.numbered_weights() {
             let (name, tensor) = self.convert(&name, tensor);
-            if let Some(part) = name.strip_suffix("ffn_gate_up_exps.weight") {
+            if let Some(part) = name.strip_suffix("attn_kv_b.weight")
+                && self.gguf_keeps_latent()
+            {
+                let [keys, values] = self.split_latent(&tensor);
+                out.insert(format!("{part}attn_k_b.weight"), keys);
+                out.insert(format!("{part}attn_v_b.weight"), values);
+            } else if let Some(part) = name.strip_suffix("ffn_gate_up_exps.weight") {
                 // Granite keeps both in one tensor.
                 let [count, double, cols] = tensor.shape[..] else { panic!("a stack of experts") };
                 for (which, kind) in ["gate", "up"].into_iter().enumerate() {
@@ -353,13 +415,13 @@ impl TinyModel {
             let top = match stem.rsplit('.').next().expect("a name") {
                 "embed_tokens" | "wte" | "embed_in" => "token_embd",
                 "wpe" => "position_embd",
-                "norm" | "ln_f" | "final_layer_norm" => "output_norm",
+                "norm" | "ln_f" | "final_layer_norm" | "final_layernorm" => "output_norm",
                 "lm_head" | "embed_out" => "output",
                 other => panic!("{other} is no tensor of a decoder"),
             };
             return (format!("{top}.{suffix}"), tensor);
         };
-        if let Some((_, rest)) = part.split_once("experts.")
+        if let Some((_, rest)) = part.split_once(".experts.")
             && let Some((_, part)) = rest.split_once('.')
         {
             let part = part.strip_suffix(".weight").expect("a weight");

@@ -26,13 +26,22 @@ pub struct TinyTensor {
 
 /// Every model of the fixture, by name.
 pub fn all() -> BTreeMap<String, TinyModel> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fixtures/architectures.json");
+    read("architectures.json")
+}
+
+/// Models of architectures that rill has through candle alone.
+pub fn long_tail() -> BTreeMap<String, TinyModel> {
+    read("long_tail.json")
+}
+
+fn read(fixture: &str) -> BTreeMap<String, TinyModel> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/fixtures").join(fixture);
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The hash of a tensor's name, mixed with the index of a value: `values` of make_architectures.py.
-fn number(seed: u64, index: u64) -> f32 {
+pub(crate) fn number(seed: u64, index: u64) -> f32 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index + 1));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -71,6 +80,11 @@ fn base64(text: &str) -> Vec<u8> {
     bytes
 }
 
+/// f16 in base 64.
+pub(crate) fn halves(text: &str) -> Vec<f32> {
+    base64(text).chunks_exact(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect()
+}
+
 impl TinyModel {
     pub fn vocab_size(&self) -> usize {
         self.config["vocab_size"].as_u64().expect("every model says so") as usize
@@ -78,9 +92,7 @@ impl TinyModel {
 
     /// What transformers computes in f32, a row for each token.
     pub fn logits(&self) -> Vec<f32> {
-        let bytes = base64(&self.logits_f16);
-        let logits: Vec<f32> =
-            bytes.chunks_exact(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect();
+        let logits = halves(&self.logits_f16);
         assert_eq!(logits.len(), self.tokens.len() * self.vocab_size(), "a whole table");
         logits
     }
@@ -105,29 +117,39 @@ impl TinyModel {
 
     /// Writes config.json, tokenizer.json and model.safetensors (bf16 or f32) into `dir`.
     pub fn write_directory(&self, dir: &Path, f32_weights: bool) {
+        self.write_directory_with(dir, &self.weights(), f32_weights);
+    }
+
+    /// The same with other weights.
+    pub fn write_directory_with(&self, dir: &Path, weights: &BTreeMap<String, TinyTensor>, f32_weights: bool) {
         let write = |name: &str, bytes: &[u8]| {
             let path: PathBuf = dir.join(name);
             std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         };
-        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-        for (name, tensor) in self.weights() {
-            let start = data.len();
-            for value in &tensor.values {
-                let bytes = value.to_le_bytes();
-                data.extend_from_slice(if f32_weights { &bytes } else { &bytes[2..] });
-            }
-            let dtype = if f32_weights { "F32" } else { "BF16" };
-            let info = serde_json::json!({
-                "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, data.len()],
-            });
-            header.insert(name, info);
-        }
-        let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        write("model.safetensors", &[&(header.len() as u64).to_le_bytes()[..], &header, &data].concat());
+        write("model.safetensors", &safetensors(weights, f32_weights));
         write("config.json", self.config.to_string().as_bytes());
         write("tokenizer.json", tokenizer_json(self.vocab_size()).to_string().as_bytes());
     }
+}
+
+/// A safetensors file, in f32 or bf16.
+pub(crate) fn safetensors(tensors: &BTreeMap<String, TinyTensor>, in_f32: bool) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, tensor) in tensors {
+        let start = data.len();
+        for value in &tensor.values {
+            let bytes = value.to_le_bytes();
+            data.extend_from_slice(if in_f32 { &bytes } else { &bytes[2..] });
+        }
+        let dtype = if in_f32 { "F32" } else { "BF16" };
+        let info = serde_json::json!({
+            "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, data.len()],
+        });
+        header.insert(name.clone(), info);
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
 /// A byte-level vocabulary of `size` made-up tokens.

@@ -7,8 +7,23 @@ use sha2::{Digest as _, Sha256};
 
 use super::BlockId;
 
-/// Requests share cached blocks only with requests of an equal salt; `None` is the common one.
+/// Sequences share cached blocks only with sequences of an equal salt; `None` is the common one.
 pub type Salt = Option<Arc<str>>;
+
+/// The salt of a sequence that runs with an adapter of this digest, if any, and shares blocks with requests of the same
+/// `cache_salt` alone.
+pub fn salt(cache_salt: Option<&str>, adapter: Option<&[u8; 32]>) -> Salt {
+    let mut text = String::new();
+    for byte in adapter.into_iter().flatten() {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    // The digest ends at the first colon: no two pairs give the same text.
+    if let Some(salt) = cache_salt {
+        text.push(':');
+        text.push_str(salt);
+    }
+    (!text.is_empty()).then(|| text.into())
+}
 
 /// What a block holds and everything before it: SHA-256 over its tokens and its predecessor's digest, back to the salt.
 /// Blocks of equal digests hold equal keys and values: nobody can make two contents with one digest.
@@ -122,6 +137,18 @@ mod tests {
         assert_eq!(cache.find(&first.then(&[1, 2])), None);
         assert_eq!(cache.find(&Digest::root(&Some("tenant".into())).then(&[1, 2])), None);
         cache.check_invariants().unwrap();
+    }
+
+    #[test]
+    fn salts_tell_adapters_and_tenants_apart() {
+        let (one, two) = ([0x11; 32], [0x12; 32]);
+        let text = "11".repeat(32);
+        let pairs = [None, Some(""), Some(&text[..]), Some(":"), Some("1")]
+            .into_iter()
+            .flat_map(|salt| [None, Some(&one), Some(&two)].map(|adapter| (salt, adapter)));
+        let salts: std::collections::HashSet<Salt> = pairs.map(|(text, adapter)| salt(text, adapter)).collect();
+        assert_eq!(salts.len(), 15);
+        assert_eq!(salt(None, None), None);
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::rows::{Form, Rows};
 use super::{Matrix, Step};
 use crate::backend::{AttentionShape, StepInput};
 use crate::memory::Shared;
+use crate::packed::GROUP;
 use attend::{Attend, Scores};
 use brain::Brain;
 use int8::Int8;
@@ -50,6 +51,7 @@ pub(super) fn attention(
     let rows = input.positions.len();
     let (dim, padded) = (heads.head_dim, heads.padded_dim());
     assert!(dim <= AttentionShape::HEAD_DIM_MAX, "heads of {dim} dimensions");
+    assert!(heads.value_dim <= dim, "values of {} dimensions, heads of {dim}", heads.value_dim);
     assert!(cache.kv_heads == heads.kv_heads && cache.head_dim == padded, "the cache has another shape");
     assert!(qkv.rows == rows && qkv.width == heads.qkv_width(), "queries, keys and values have another shape");
     let prepared = step.positions == input.positions && step.query_starts == input.query_starts;
@@ -86,9 +88,9 @@ pub(super) fn attention(
     }
 
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
-    let whole = !form.grouped() || dim == padded;
+    let whole = !form.grouped() || heads.value_dim.is_multiple_of(GROUP);
     let target = if whole { &mut *out } else { &mut step.compact };
-    let target = target.reset(rows, heads.heads * dim, if whole { form } else { Form::F32 });
+    let target = target.reset(rows, heads.out_width(), if whole { form } else { Form::F32 });
     let (plan, states) = step.plan.begin();
     let (pieces, scores, out_rows) = (&plan.pieces, Scores::new(heads), target);
     match cache {
@@ -105,7 +107,7 @@ pub(super) fn attention(
         }
     }
     if !whole {
-        let out = out.reset(rows, heads.heads * dim, form);
+        let out = out.reset(rows, heads.out_width(), form);
         backend.copy_rows(&step.compact.values, (rows, &|row| row), out);
     }
 }

@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod kv_cache;
 mod linear;
+mod low_rank;
 mod norm;
 mod rows;
 pub(crate) mod simd;
@@ -12,7 +13,10 @@ pub use kv_cache::KvCache;
 pub use rows::{Form, Rows};
 pub use simd::Isa;
 
-use crate::backend::{Activation, AttentionShape, Backend, CacheShape, KvDtype, Rope, RowDtype, StepInput};
+use crate::backend::{
+    Activation, AttentionShape, Backend, CacheShape, ColumnRuns, KvDtype, Rope, RowDtype, StepInput,
+};
+use crate::low_rank::LowRankUpdate;
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
@@ -29,6 +33,8 @@ pub struct CpuBackend {
     pool: Pool,
     kv_dtype: KvDtype,
     row_dtype: RowDtype,
+    /// What low-rank updates hold between their two products.
+    low_rank: Buffer<f32>,
 }
 
 /// Matrices of one linear layer, side by side.
@@ -90,7 +96,13 @@ impl CpuBackend {
     /// If `isa` is not available.
     pub fn new(threads: usize, isa: Isa) -> CpuBackend {
         assert!(isa.available(), "this processor has no {}", isa.name());
-        CpuBackend { isa, pool: Pool::new(threads), kv_dtype: KvDtype::default(), row_dtype: RowDtype::default() }
+        CpuBackend {
+            isa,
+            pool: Pool::new(threads),
+            kv_dtype: KvDtype::default(),
+            row_dtype: RowDtype::default(),
+            low_rank: Buffer::default(),
+        }
     }
 
     /// The same with KV caches of `dtype`.
@@ -316,6 +328,16 @@ impl Backend for CpuBackend {
         linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (&mut out.data, width, Store::Add));
     }
 
+    fn takes_low_rank(&self) -> bool {
+        true
+    }
+
+    fn add_low_rank(&mut self, x: &Rows, updates: &[LowRankUpdate<'_>], out: &mut Matrix) {
+        assert_eq!(out.rows, x.rows, "an output row for each row");
+        let out = (&mut out.data[..], out.width);
+        low_rank::add(self.isa, &mut self.pool, x, updates, out, &mut self.low_rank);
+    }
+
     fn logits(&mut self, layer: &Linear, x: &Rows, out: &mut Vec<f32>) {
         let width = layer.rows();
         // Every value is written below; only growth needs filling.
@@ -427,6 +449,17 @@ impl Backend for CpuBackend {
         self.update_rows(out, &|row, out| {
             let x = &x.data[row * x.width..][..x.width];
             out.iter_mut().zip(x).for_each(|(out, x)| *out += scale * x);
+        });
+    }
+
+    fn copy_columns(&mut self, x: &Matrix, runs: ColumnRuns, out: &mut Matrix) {
+        assert!(out.rows == x.rows && runs.fit(x.width, out.width), "columns beyond a matrix: {runs:?}");
+        self.update_rows(out, &|row, out| {
+            let x = &x.data[row * x.width..][..x.width];
+            for run in 0..runs.count {
+                let (from, to) = (runs.from.0 + run * runs.from.1, runs.to.0 + run * runs.to.1);
+                out[to..to + runs.width].copy_from_slice(&x[from..from + runs.width]);
+            }
         });
     }
 

@@ -12,7 +12,7 @@ use super::memory::{Bytes, BytesMut, Device, DeviceBuffer};
 use super::rank::ranked_max;
 use super::weights::{Weights, upload};
 use crate::backend::{
-    Activation, AttentionShape, Backend, BestLogits, CacheShape, DeviceError, KvDtype, Rope, StepInput,
+    Activation, AttentionShape, Backend, BestLogits, CacheShape, ColumnRuns, DeviceError, KvDtype, Rope, StepInput,
 };
 use crate::cpu::Form;
 use crate::packed::{GROUP, PackError, Packed, Stored};
@@ -362,6 +362,7 @@ impl Backend for CudaBackend {
         let n = rope.inverse_frequencies.len();
         assert!(2 * n <= heads.head_dim, "{n} frequencies turn more than {} dimensions", heads.head_dim);
         assert!(heads.kv_heads > 0 && heads.heads.is_multiple_of(heads.kv_heads), "heads in whole groups");
+        assert!(heads.value_dim <= heads.head_dim, "values are at most as wide as keys");
         let (rows, dim) = (input.positions.len(), cache_dim(heads.head_dim));
         (step.rows, step.heads, step.frequencies) = (rows, Some(heads), n);
         step.work.fill(input, heads);
@@ -490,6 +491,7 @@ impl Backend for CudaBackend {
             heads.heads.into(),
             heads.kv_heads.into(),
             heads.head_dim.into(),
+            heads.value_dim.into(),
             dim.into(),
             size.into(),
             step.queries.pointer().into(),
@@ -500,7 +502,7 @@ impl Backend for CudaBackend {
         // SAFETY: shapes and slots were checked; rotations and queries were made room for in `prepare`.
         unsafe { self.device.launch(launch(rope_write(cache.dtype), rows, 256), &write) };
 
-        self.reset(&mut step.attended, rows, heads.heads * heads.head_dim);
+        self.reset(&mut step.attended, rows, heads.out_width());
         let call: [Arg; 16] = [
             step.queries.pointer().into(),
             cache.keys.pointer().into(),
@@ -513,7 +515,7 @@ impl Backend for CudaBackend {
             step.partial_state.pointer().into(),
             heads.heads.into(),
             heads.kv_heads.into(),
-            heads.head_dim.into(),
+            heads.value_dim.into(),
             size.into(),
             u32::try_from(heads.window.unwrap_or(usize::MAX)).unwrap_or(u32::MAX).into(),
             heads.scale.into(),
@@ -541,7 +543,7 @@ impl Backend for CudaBackend {
             heads.kv_heads.into(),
             (heads.heads / heads.kv_heads).into(),
             heads.heads.into(),
-            heads.head_dim.into(),
+            heads.value_dim.into(),
             dim.into(),
             step.attended.data.pointer().into(),
         ];
@@ -615,6 +617,25 @@ impl Backend for CudaBackend {
         let args = [out.data.pointer().into(), x.data.pointer().into(), scale.into(), x.width.into()];
         // SAFETY: both hold the same rows.
         unsafe { self.device.launch(launch("add_scaled", x.rows, 256), &args) };
+    }
+
+    fn copy_columns(&mut self, x: &Matrix, runs: ColumnRuns, out: &mut Matrix) {
+        assert!(out.rows == x.rows && runs.fit(x.width, out.width), "columns beyond a matrix: {runs:?}");
+        let ColumnRuns { count, width, from, to } = runs;
+        let args = [
+            out.data.pointer().into(),
+            x.data.pointer().into(),
+            out.width.into(),
+            x.width.into(),
+            count.into(),
+            width.into(),
+            to.0.into(),
+            to.1.into(),
+            from.0.into(),
+            from.1.into(),
+        ];
+        // SAFETY: all runs lie inside the rows of both.
+        unsafe { self.device.launch(launch("copy_columns", x.rows, 256), &args) };
     }
 
     fn clear(&mut self, x: &mut Matrix, rows: usize, width: usize) {

@@ -67,6 +67,8 @@ impl World {
             heads: shape.ratio * shape.kv_heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
+            // Every third world has narrower values.
+            value_dim: shape.head_dim - if shape.seed % 3 == 2 { shape.head_dim / 3 } else { 0 },
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             window: shape.window,
             softcap: shape.softcap,
@@ -91,7 +93,7 @@ impl World {
         qkv.extend(std::iter::repeat_n(f32::NAN, width));
         qkv.extend(std::iter::repeat_n(f32::INFINITY, width));
         let table = load_f32(backend, &qkv, width);
-        let identity = identity(backend, heads.heads * heads.head_dim);
+        let identity = identity(backend, heads.out_width());
         let cache = CacheShape { blocks, block_size: shape.block_size };
         World { heads, rope, cache, dtype: shape.dtype, tables, starts, qkv, table, identity }
     }
@@ -101,7 +103,7 @@ impl World {
     }
 
     fn width(&self) -> usize {
-        self.heads.heads * self.heads.head_dim
+        self.heads.out_width()
     }
 
     /// A cache every slot of which holds NaN or infinity, as a careless earlier owner would have left it.
@@ -223,8 +225,9 @@ impl World {
             for kv_head in 0..self.heads.kv_heads {
                 let keys: Vec<Vec<f32>> =
                     (0..self.len(sequence)).map(|p| kept(&turned(p, self.heads.heads + kv_head))).collect();
-                let at = (self.heads.heads + self.heads.kv_heads + kv_head) * dim;
-                let values: Vec<Vec<f32>> = (0..self.len(sequence)).map(|p| kept(&row(p)[at..][..dim])).collect();
+                let wide = self.heads.value_dim;
+                let at = (self.heads.heads + self.heads.kv_heads) * dim + kv_head * wide;
+                let values: Vec<Vec<f32>> = (0..self.len(sequence)).map(|p| kept(&row(p)[at..][..wide])).collect();
                 let keys: Vec<&[f32]> = keys.iter().map(Vec::as_slice).collect();
                 let values: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
                 for position in (0..self.len(sequence)).filter(|&p| positions(p) || p + 1 == self.len(sequence)) {
@@ -234,8 +237,8 @@ impl World {
                         let (keys, values) = (&keys[first..=position], &values[first..=position]);
                         let score = (self.heads.scale, self.heads.softcap);
                         let (expected, steepest) = reference::attend(&query, keys, values, score);
-                        let at = (self.starts[sequence] + position) * self.width() + head * dim;
-                        let given = &outputs[at..][..dim];
+                        let at = (self.starts[sequence] + position) * self.width() + head * wide;
+                        let given = &outputs[at..][..wide];
                         // The softmax weights are rounded to bf16 (half a unit: up to 2^-8 of each) before they meet
                         // the values, but not in the sum they are divided by; scores carry f32 rounding.
                         let share = 2_f64.powi(-8) + 1e-5 + 1e-6 * steepest;
@@ -245,7 +248,7 @@ impl World {
                             KvDtype::Bf16 => 0.0,
                             KvDtype::Int8 => {
                                 let squares: f64 = expected.iter().map(|sum| sum.magnitude.powi(2)).sum();
-                                0.03 * (squares / dim as f64).sqrt()
+                                0.03 * (squares / wide as f64).sqrt()
                             }
                             KvDtype::F16 | KvDtype::Fp8 => unreachable!("no such cache on the CPU"),
                         };
@@ -292,7 +295,7 @@ fn check(backends: &mut [CpuBackend], shape: &Shape, sampled: impl Fn(usize) -> 
 #[test]
 fn every_head_shape_is_close_to_its_definition_and_the_same_everywhere() {
     let mut backends = backends();
-    for (index, head_dim) in [32, 64, 96, 128, 256, 80, 112, 20].into_iter().enumerate() {
+    for (index, head_dim) in [32, 64, 96, 128, 256, 80, 112, 20, 192].into_iter().enumerate() {
         for ratio in [1, 2, 3, 4, 8] {
             let kv_heads = if ratio * head_dim > 256 { 1 } else { 2 };
             let block_size = [16, 32, 64][(index + ratio) % 3];

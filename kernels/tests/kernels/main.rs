@@ -4,6 +4,7 @@
 mod attention;
 mod inputs;
 mod linear;
+mod low_rank;
 mod quants;
 mod refusals;
 mod rows;

@@ -2,8 +2,8 @@
 
 use crate::inputs::{ALL, F32, Numbers, isas, load_f32, matrix, rows, stored_bytes};
 use rill_kernels::{
-    AttentionShape, Backend, CacheShape, CpuBackend, DTYPES, Dtype, Matrix, PackError, Rope, Rows, Step,
-    StepInput, Stored,
+    AttentionShape, Backend, CacheShape, ColumnRuns, CpuBackend, DTYPES, Dtype, Matrix, PackError, Rope, Rows,
+    Step, StepInput, Stored,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -161,6 +161,18 @@ fn misused_attention_panics() {
         let heads = AttentionShape { scale: 0.2, ..heads };
         let message = panics(|| backend.attention(&qkv, heads, good, &mut step, &mut cache, (&mut out, ALL)));
         assert!(message.contains("prepared"), "{message}");
+    }
+    // Values wider than keys, and columns beyond a matrix or on top of each other.
+    let wide = AttentionShape { value_dim: 64, ..heads };
+    let wide_qkv = matrix(backend, &[0.5; 2 * 160], 160);
+    assert!(
+        panics(|| backend.attention(&wide_qkv, wide, good, &mut step, &mut cache, (&mut out, ALL)))
+            .contains("values of 64")
+    );
+    let mut target = matrix(backend, &[0.5; 2 * 8], 8);
+    for (count, from, to) in [(2, (0, 125), (0, 4)), (3, (0, 0), (0, 3)), (2, (0, 4), (0, 3))] {
+        let runs = ColumnRuns { count, width: 4, from, to };
+        assert!(panics(|| backend.copy_columns(&qkv, runs, &mut target)).contains("columns beyond"));
     }
     // More dimensions to turn than a head has, heads that do not divide.
     let long = Rope { inverse_frequencies: vec![1.0; 17], factor: 1.0 };

@@ -5,7 +5,7 @@ use crate::inputs::{
     stored_bytes,
 };
 use rill_kernels::{
-    Activation, Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference,
+    Activation, Backend, ColumnRuns, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference,
 };
 
 const Q8: Form = Form::Q8.and(Form::SHIFTED);
@@ -388,6 +388,23 @@ fn in_place_operations_touch_their_part_alone() {
         backend.add_scaled(&b, -0.5, &mut a);
         let expected: Vec<f32> = x.iter().enumerate().map(|(i, x)| (x + bias[i % width]) + -0.5 * x).collect();
         assert_eq!(backend.read(&a, 0..count), expected, "{who}");
+        // Columns 5 and 6 to 10 and 11, 20 and 21, 30 and 31; then every second pair of columns together.
+        let cases: [(ColumnRuns, fn(usize) -> usize); 2] = [
+            (ColumnRuns { count: 3, width: 2, from: (5, 0), to: (10, 10) }, |_| 5),
+            (ColumnRuns { count: 7, width: 2, from: (3, 4), to: (1, 2) }, |run| 3 + 4 * run),
+        ];
+        for (runs, source) in cases {
+            let mut expected = expected.clone();
+            for row in 0..count {
+                for run in 0..runs.count {
+                    let to = row * width + runs.to.0 + run * runs.to.1;
+                    expected[to..to + 2].copy_from_slice(&x[row * width + source(run)..][..2]);
+                }
+            }
+            let mut a = matrix(backend, &backend.read(&a, 0..count), width);
+            backend.copy_columns(&b, runs, &mut a);
+            assert_eq!(backend.read(&a, 0..count), expected, "{who}");
+        }
         backend.clear(&mut a, 4, width);
         assert_eq!(backend.read(&a, 0..4), vec![0.0; 4 * width]);
         let two = matrix(backend, &x[..2 * width], width);

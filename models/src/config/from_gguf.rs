@@ -1,8 +1,8 @@
 //! [`ModelConfig`] from the metadata of a GGUF file.
 
 use super::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
-    RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, LatentConfig, ModelConfig, Pooling, RopeConfig,
+    RopeScaling, RopeStyle, Routing,
 };
 use crate::gguf::{GgmlType, GgufFile, Metadata};
 use crate::{FillInTheMiddle, ModelError};
@@ -54,12 +54,18 @@ const END_OF_TURN: [&str; 15] = [
     "<|END_OF_TURN_TOKEN|>",
 ];
 
-/// llama.cpp's number for a router whose weights are a softmax.
+/// llama.cpp's numbers for how a router's logits become weights.
 const SOFTMAX_GATING: u32 = 1;
+const SIGMOID_GATING: u32 = 2;
 
 /// `tokenizer.ggml.token_type` of a control token, and of one the converter added by name.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
+
+/// Whether GGUF files of this architecture turn neighbours.
+pub(crate) fn turns_neighbours(architecture: &str) -> bool {
+    INTERLEAVED.contains(&architecture)
+}
 
 impl ModelConfig {
     /// Reads the configuration of a GGUF file. A missing or wrong key is [`ModelError::Format`] naming it.
@@ -74,8 +80,17 @@ impl ModelConfig {
         if heads == 0 {
             return Err(metadata.error(format!("metadata key {} is 0", key("attention.head_count"))));
         }
-        let kv_heads = per_layer(metadata, &key("attention.head_count_kv"))?.unwrap_or(heads);
-        let head_dim = match metadata.usize(&key("attention.key_length"))? {
+        let latent = latent(metadata, arch)?;
+        let kv_heads = match latent {
+            Some(_) => heads,
+            None => per_layer(metadata, &key("attention.head_count_kv"))?.unwrap_or(heads),
+        };
+        // Files made for attention in the narrow space give the heads' own width apart.
+        let key_length = match metadata.usize(&key("attention.key_length_mla"))? {
+            None => metadata.usize(&key("attention.key_length"))?,
+            length => length,
+        };
+        let head_dim = match key_length {
             Some(head_dim) => head_dim,
             None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
@@ -112,6 +127,15 @@ impl ModelConfig {
             None if arch == "gemma2" => Some(4096),
             window => window.filter(|&window| window > 0),
         };
+        let slides = match sliding_window {
+            Some(_) => sliding_layers(metadata, arch, layers)?,
+            None => None,
+        };
+        for name in ["attention.clamp_kqv", "attention.temperature_scale"] {
+            if metadata.f32(&key(name))?.is_some_and(|value| value != 0.0) {
+                return Err(ModelError::Unsupported(format!("{} is not supported", key(name))));
+            }
+        }
         let learned_positions = has("position_embd.weight");
         let mut rope = rope(file, arch, head_dim, context_len)?;
         if learned_positions {
@@ -122,6 +146,7 @@ impl ModelConfig {
         let gemma2 = |cap: f32| (arch == "gemma2").then_some(cap);
         // The largest Gemmas scale scores by their width a head, not by the heads' own; the file does not say.
         let attention_scale = match (metadata.f32(&key("attention.scale"))?, arch, layers) {
+            (None, "deepseek2", _) => Some(latent_scale(metadata, arch, head_dim)?),
             (None, "gemma2", 46) | (None, "gemma3", 62) => Some(1.0 / (hidden_size as f32 / heads as f32).sqrt()),
             (scale, ..) => scale,
         };
@@ -140,24 +165,26 @@ impl ModelConfig {
             norm_eps,
             // Converters fold the 1 of `(1 + w)` norms into the weights.
             norm_weight_offset: 0.0,
-            sliding_rope: (arch == "gemma3").then(|| RopeConfig {
-                base: sliding_base.unwrap_or(10_000.0),
+            sliding_rope: (arch == "gemma3" || arch == "olmo2" && sliding_window.is_some()).then(|| RopeConfig {
+                base: sliding_base.unwrap_or(if arch == "gemma3" { 10_000.0 } else { rope.base }),
                 scaling: RopeScaling::None,
                 ..rope.clone()
             }),
             rope,
             // The file does not say: llama.cpp has every fourth layer of the architecture go without.
-            rope_layers: (arch == "smollm3").then(|| (1..=layers).map(|n| !n.is_multiple_of(4)).collect()),
+            rope_layers: match arch {
+                "smollm3" => Some((1..=layers).map(|n| !n.is_multiple_of(4)).collect()),
+                "cohere2" => slides.clone(),
+                _ => None,
+            },
             learned_positions,
             parallel_residual: arch == "gptneox" && metadata.bool(&key("use_parallel_residual"))?.unwrap_or(true),
+            latent,
             experts: experts(metadata, arch)?,
             tie_embeddings: Some(!has("output.weight")),
             activation: activation(arch),
             sliding_window,
-            sliding_layers: match sliding_window {
-                Some(_) => sliding_layers(metadata, arch, layers)?,
-                None => None,
-            },
+            sliding_layers: slides,
             qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
             attention_output_bias: has("blk.0.attn_output.bias"),
             mlp_bias: has("blk.0.ffn_down.bias"),
@@ -208,7 +235,15 @@ fn rope(file: &GgufFile, arch: &str, head_dim: usize, context_len: usize) -> Res
         None => metadata.f32(&key("scale_linear"))?,
         factor => factor,
     };
-    let attention_factor = metadata.f32(&key("scaling.attn_factor"))?;
+    let usual_factor = 0.1 * factor.unwrap_or(1.0).max(1.0).ln() + 1.0;
+    let own_factor = metadata.f32(&key("scaling.attn_factor"))?;
+    let attention_factor = match (arch, metadata.f32(&key("scaling.yarn_log_multiplier"))?) {
+        // The usual factor goes into the scores alone.
+        ("deepseek2", Some(multiplier)) if multiplier != 0.0 => Some(1.0 / usual_factor),
+        // What the file gives is the whole factor.
+        ("olmo2", _) => own_factor.map(|own| own / usual_factor),
+        _ => own_factor,
+    };
     let scaling = match metadata.str(&key("scaling.type"))? {
         // Old files give a factor without a type.
         None => match factor {
@@ -221,7 +256,7 @@ fn rope(file: &GgufFile, arch: &str, head_dim: usize, context_len: usize) -> Res
             factor: factor.unwrap_or(1.0),
             original_context,
             // llama.cpp multiplies the usual factor by the file's.
-            attention_factor: attention_factor.map(|own| own * (0.1 * factor.unwrap_or(1.0).max(1.0).ln() + 1.0)),
+            attention_factor: attention_factor.map(|own| own * usual_factor),
             beta_fast: metadata.f32(&key("scaling.yarn_beta_fast"))?.unwrap_or(32.0),
             beta_slow: metadata.f32(&key("scaling.yarn_beta_slow"))?.unwrap_or(1.0),
         },
@@ -267,24 +302,59 @@ fn experts(metadata: &Metadata, arch: &str) -> Result<Option<ExpertsConfig>, Mod
     let per_token = metadata.require_usize(&key("expert_used_count"))?;
     let gating = metadata.u32(&key("expert_gating_func"))?.unwrap_or(SOFTMAX_GATING);
     let scale = metadata.f32(&key("expert_weights_scale"))?.unwrap_or(1.0);
-    if gating != SOFTMAX_GATING || scale != 1.0 && scale != 0.0 {
-        return Err(ModelError::Unsupported(format!(
-            "experts with gating function {gating} and weights scaled by {scale} are not supported"
-        )));
-    }
+    let routing = match gating {
+        SOFTMAX_GATING => Routing::Softmax,
+        SIGMOID_GATING => Routing::Sigmoid,
+        other => {
+            return Err(ModelError::Unsupported(format!(
+                "experts with gating function {other} are not supported"
+            )));
+        }
+    };
     let width = match metadata.usize(&key("expert_feed_forward_length"))? {
         None => per_layer(metadata, &key("feed_forward_length"))?,
         width => width,
     };
+    let width = width.unwrap_or(0);
     // The architecture decides where the file does not say.
-    let never = ["qwen2moe", "olmoe"].contains(&arch);
+    let never = ["qwen2moe", "olmoe", "deepseek2"].contains(&arch);
+    let shared_size = match metadata.usize(&key("expert_shared_feed_forward_length"))? {
+        None => metadata.usize(&key("expert_shared_count"))?.map(|shared| shared * width),
+        size => size,
+    };
+    let groups =
+        match (metadata.usize(&key("expert_group_count"))?, metadata.usize(&key("expert_group_used_count"))?) {
+            (Some(groups), Some(kept)) if groups > 1 => Some((groups, kept)),
+            _ => None,
+        };
     Ok(Some(ExpertsConfig {
-        count,
-        per_token,
-        intermediate_size: width.unwrap_or(0),
         normalise: metadata.bool(&key("expert_weights_norm"))?.unwrap_or(!never),
-        shared_size: metadata.usize(&key("expert_shared_feed_forward_length"))?.filter(|&size| size > 0),
+        shared_size: shared_size.filter(|&size| size > 0),
+        routing,
+        groups,
+        scale: if scale == 0.0 { 1.0 } else { scale },
+        ..ExpertsConfig::softmax(count, per_token, width)
     }))
+}
+
+/// Latent attention, where the file speaks of it.
+fn latent(metadata: &Metadata, arch: &str) -> Result<Option<LatentConfig>, ModelError> {
+    let key = |name: &str| format!("{arch}.attention.{name}");
+    let Some(kv_rank) = metadata.usize(&key("kv_lora_rank"))? else { return Ok(None) };
+    let value_dim = match metadata.usize(&key("value_length_mla"))? {
+        None => metadata.require_usize(&key("value_length"))?,
+        Some(length) => length,
+    };
+    let query_rank = metadata.usize(&key("q_lora_rank"))?.filter(|&rank| rank > 0);
+    Ok(Some(LatentConfig { query_rank, kv_rank, value_dim }))
+}
+
+/// Factor on `q · k` of latent attention: long contexts sharpen it.
+fn latent_scale(metadata: &Metadata, arch: &str, head_dim: usize) -> Result<f32, ModelError> {
+    let key = |name: &str| format!("{arch}.rope.scaling.{name}");
+    let stretch = metadata.f32(&key("factor"))?.unwrap_or(1.0).max(1.0);
+    let sharper = 1.0 + metadata.f32(&key("yarn_log_multiplier"))?.unwrap_or(0.0) * stretch.ln();
+    Ok(sharper * sharper / (head_dim as f32).sqrt())
 }
 
 /// A small F32 tensor's values, if it is there.
@@ -318,7 +388,7 @@ fn sliding_layers(metadata: &Metadata, arch: &str, layers: usize) -> Result<Opti
         (Some(period), _) => period,
         (None, "gemma2") => 2,
         (None, "gemma3") => 6,
-        (None, "cohere2") => 4,
+        (None, "cohere2" | "olmo2") => 4,
         (None, _) => return Ok(None),
     };
     if period == 0 {

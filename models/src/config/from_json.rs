@@ -1,12 +1,14 @@
 //! [`ModelConfig`] from a directory's config.json, generation_config.json, tokenizer_config.json and templates.
 
+mod sparse;
+
 use std::path::Path;
 
 use serde_json::Value;
+use sparse::{experts, latent, latent_scale};
 
 use super::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
-    RopeStyle,
+    Activation, ChatTemplates, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling, RopeStyle,
 };
 use crate::ModelError;
 
@@ -21,6 +23,11 @@ const INTERLEAVED: [&str; 8] = [
     "Glm4ForCausalLM",
     "GlmForCausalLM",
 ];
+
+/// Whether files published for this class turn neighbours.
+pub(crate) fn turns_neighbours(architecture: &str) -> bool {
+    INTERLEAVED.contains(&architecture)
+}
 
 impl ModelConfig {
     /// Reads the configuration of a model directory. A missing or wrong field is [`ModelError::Format`] naming it.
@@ -37,6 +44,7 @@ impl ModelConfig {
         let fields = Fields { file: &config, object: nested.unwrap_or(&config.root) };
         let family = architecture.to_ascii_lowercase();
         let gemma = family.starts_with("gemma");
+        let falcon = family.starts_with("falcon");
         refuse_unknown_variants(&fields)?;
         // Gemma 3 files with pictures leave out what is the default of their class.
         let gemma3 = |value: usize| family.starts_with("gemma3").then_some(value);
@@ -46,7 +54,16 @@ impl ModelConfig {
             (Some(heads), _) | (None, Some(heads)) => heads,
             _ => fields.require_usize(&["num_attention_heads"])?,
         };
-        let head_dim = match fields.usize(&["head_dim"])?.or(gemma3(256)) {
+        let latent = latent(&fields)?;
+        // Some files of latent attention give the turning part's width as head_dim.
+        let (given, turning) = match &latent {
+            Some(_) => {
+                let turning = fields.require_usize(&["qk_rope_head_dim"])?;
+                (Some(fields.require_usize(&["qk_nope_head_dim"])? + turning), Some(turning))
+            }
+            None => (fields.usize(&["head_dim"])?.or(gemma3(256)), None),
+        };
+        let head_dim = match given {
             Some(head_dim) => head_dim,
             None if heads > 0 && hidden_size.is_multiple_of(heads) => hidden_size / heads,
             None => {
@@ -58,14 +75,17 @@ impl ModelConfig {
         let norm_eps = fields
             .f32(&["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"])?
             .or(gemma3(0).map(|_| 1e-6))
+            // Not in the files: its norms have no weights either.
+            .or((family == "olmoforcausallm").then_some(1e-5))
             .ok_or_else(|| config.error("field rms_norm_eps is missing"))?;
         let context_len = fields
             .usize(&["max_position_embeddings", "n_positions"])?
             .or(gemma3(131_072))
+            .or(falcon.then_some(2048))
             .ok_or_else(|| config.error("field max_position_embeddings is missing"))?;
         let bias = fields.bool(&["attention_bias", "use_bias", "bias"])?;
         let window = sliding_window(&fields, &family)?;
-        let rope = ropes(&fields, &architecture, head_dim, context_len)?;
+        let rope = ropes(&fields, &architecture, turning.unwrap_or(head_dim), context_len)?;
         let (mut eos_token_ids, mut bos_token_id, mut pad_token_id) = (Vec::new(), None, None);
         for source in [generation.as_ref(), Some(&config)].into_iter().flatten() {
             let levels = [Some(&source.root), source.root.get("text_config")];
@@ -88,11 +108,14 @@ impl ModelConfig {
             hidden_size,
             layers,
             heads,
-            kv_heads: fields.usize(&["num_key_value_heads"])?.or(gemma3(4)).unwrap_or(heads),
+            kv_heads: match &latent {
+                Some(_) => heads,
+                None => fields.usize(&["num_key_value_heads"])?.or(gemma3(4)).unwrap_or(heads),
+            },
             head_dim,
             intermediate_size: match fields.usize(&["intermediate_size", "n_inner", "ffn_dim"])? {
                 Some(size) => size,
-                None if family.starts_with("gpt") => 4 * hidden_size,
+                None if family.starts_with("gpt") || falcon => 4 * hidden_size,
                 None => return Err(config.error("field intermediate_size is missing")),
             },
             context_len,
@@ -100,10 +123,14 @@ impl ModelConfig {
             norm_weight_offset: if gemma { 1.0 } else { 0.0 },
             rope: rope.0,
             sliding_rope: rope.1,
-            rope_layers: rope_layers(&fields, &family, layers)?,
+            rope_layers: match family.starts_with("cohere2") {
+                true => window.1.clone(),
+                false => rope_layers(&fields, &family, layers)?,
+            },
             learned_positions: family.starts_with("gpt2"),
             parallel_residual: family.starts_with("gptneox")
                 && fields.bool(&["use_parallel_residual"])?.unwrap_or(true),
+            latent,
             experts: experts(&fields, &family)?,
             tie_embeddings: fields
                 .bool(&["tie_word_embeddings"])?
@@ -123,6 +150,7 @@ impl ModelConfig {
                 .bool(&["mlp_bias", "use_bias"])?
                 .unwrap_or(family.starts_with("gpt") || family.starts_with("starcoder2")),
             attention_scale: match fields.f32(&["attention_multiplier"])? {
+                None if turning.is_some() => Some(latent_scale(&fields, head_dim)?),
                 None => fields
                     .f32(&["query_pre_attn_scalar"])?
                     .or(gemma3(256).map(|scalar| scalar as f32))
@@ -290,6 +318,8 @@ fn ropes(
     context_len: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>), ModelError> {
     let read = |nested: Option<&Fields<'_>>| rope(fields, nested, architecture, head_dim, context_len);
+    // Its layers that slide leave long contexts to the others.
+    let plain = architecture.starts_with("Olmo3");
     // Newer files keep everything in rope_parameters, for each kind of layer where there are two; older ones keep the
     // base beside and the rest in rope_scaling.
     if let Some(parameters) = fields.object("rope_parameters") {
@@ -297,7 +327,11 @@ fn ropes(
             (Some(full), sliding) => {
                 (read(Some(&full))?, sliding.map(|sliding| read(Some(&sliding))).transpose()?)
             }
-            _ => (read(Some(&parameters))?, None),
+            _ => {
+                let full = read(Some(&parameters))?;
+                let sliding = plain.then(|| RopeConfig { scaling: RopeScaling::None, ..full.clone() });
+                (full, sliding)
+            }
         });
     }
     let full = read(fields.object("rope_scaling").as_ref())?;
@@ -305,7 +339,11 @@ fn ropes(
         None if architecture.starts_with("Gemma3") => Some(10_000.0),
         base => base,
     };
-    let sliding = local.map(|base| RopeConfig { base, scaling: RopeScaling::None, ..full.clone() });
+    let sliding = local.or(plain.then_some(full.base)).map(|base| RopeConfig {
+        base,
+        scaling: RopeScaling::None,
+        ..full.clone()
+    });
     let gemma3_default = architecture.starts_with("Gemma3") && fields.f32(&["rope_theta"])?.is_none();
     Ok((if gemma3_default { RopeConfig { base: 1_000_000.0, ..full } } else { full }, sliding))
 }
@@ -344,7 +382,11 @@ fn rope(
     Ok(RopeConfig {
         base,
         dimension_count: if turns { (head_dim as f32 * partial) as usize } else { 0 },
-        style: if INTERLEAVED.contains(&architecture) { RopeStyle::Interleaved } else { RopeStyle::Half },
+        style: match fields.bool(&["rope_interleave"])? {
+            Some(false) => RopeStyle::Half,
+            _ if INTERLEAVED.contains(&architecture) => RopeStyle::Interleaved,
+            _ => RopeStyle::Half,
+        },
         scaling,
     })
 }
@@ -359,23 +401,6 @@ fn rope_layers(fields: &Fields<'_>, family: &str, layers: usize) -> Result<Optio
     })?;
     let interval = fields.usize(&["no_rope_layer_interval"])?.unwrap_or(4).max(1);
     Ok(Some(listed.unwrap_or_else(|| (1..=layers).map(|n| !n.is_multiple_of(interval)).collect())))
-}
-
-fn experts(fields: &Fields<'_>, family: &str) -> Result<Option<ExpertsConfig>, ModelError> {
-    let Some(count) = fields.usize(&["num_local_experts", "num_experts"])? else { return Ok(None) };
-    let width = match fields.usize(&["moe_intermediate_size"])? {
-        None => fields.require_usize(&["intermediate_size"])?,
-        Some(width) => width,
-    };
-    // These always normalise; the others' own default is not to.
-    let always = family.starts_with("mixtral") || family.starts_with("granitemoe");
-    Ok(Some(ExpertsConfig {
-        count,
-        per_token: fields.require_usize(&["num_experts_per_tok"])?,
-        intermediate_size: width,
-        normalise: always || fields.bool(&["norm_topk_prob"])?.unwrap_or(false),
-        shared_size: fields.usize(&["shared_expert_intermediate_size"])?.filter(|&size| size > 0),
-    }))
 }
 
 fn rope_scaling(fields: &Fields<'_>, scaling: &Fields<'_>, context_len: usize) -> Result<RopeScaling, ModelError> {
@@ -460,6 +485,7 @@ fn sliding_window(fields: &Fields<'_>, family: &str) -> Result<(Option<usize>, O
     let period = match fields.usize(&["sliding_window_pattern", "_sliding_window_pattern"])? {
         None if family.starts_with("gemma2") => Some(2),
         None if family.starts_with("gemma3") => Some(6),
+        None if family.starts_with("cohere2") || family.starts_with("olmo3") => Some(4),
         period => period.filter(|&period| period > 0),
     };
     if let Some(period) = period {

@@ -2,8 +2,10 @@
 
 use super::decoder::Run;
 use super::dense::Dense;
+use super::latent::Latent;
 use super::loader::LayerLoader;
 use crate::ModelError;
+use crate::adapter::Projection;
 use crate::config::{ModelConfig, RopeStyle};
 use crate::weights::{Matrix, interleaved_row};
 use rill_kernels::{AttentionShape, Backend, Form, Rope};
@@ -37,14 +39,24 @@ pub(crate) enum HeadNorm {
 
 /// An attention layer's weights; its output projection is left to the caller, who knows where the result goes.
 pub(crate) struct Attention<B: Backend> {
-    /// Queries, keys and values side by side.
-    qkv: Dense<B>,
-    /// Columns and weight of each.
-    norms: Vec<(Range<usize>, B::Vector)>,
-    norm_eps: f32,
+    inputs: Inputs<B>,
     pub(crate) output: Dense<B>,
     /// Index into the decoder's kinds.
     pub(crate) kind: usize,
+    /// How the file's fused matrix goes, if it has one.
+    order: QkvOrder,
+}
+
+/// Where queries, keys and values come from.
+enum Inputs<B: Backend> {
+    Heads {
+        /// All three side by side.
+        qkv: Dense<B>,
+        /// Columns and weight of each.
+        norms: Vec<(Range<usize>, B::Vector)>,
+        norm_eps: f32,
+    },
+    Latent(Latent<B>),
 }
 
 impl<B: Backend> Attention<B> {
@@ -56,6 +68,11 @@ impl<B: Backend> Attention<B> {
     ) -> Result<Attention<B>, ModelError> {
         let config = at.config();
         let (dim, hidden) = (config.head_dim, config.hidden_size);
+        if let Some(latent) = &config.latent {
+            let inputs = Inputs::Latent(Latent::load(at, latent)?);
+            let output = at.dense("attn_output", hidden, config.heads * latent.value_dim)?;
+            return Ok(Attention { inputs, output, kind: 0, order });
+        }
         let (queries, keys) = (config.heads * dim, config.kv_heads * dim);
         let qkv = if at.has("attn_qkv") {
             fused(at, order, (queries, keys))?
@@ -94,29 +111,46 @@ impl<B: Backend> Attention<B> {
             ],
         };
         Ok(Attention {
-            qkv,
-            norms,
-            norm_eps: config.norm_eps,
-            output: at.dense("attn_output", hidden, queries)?,
+            inputs: Inputs::Heads { qkv: qkv.updatable(Projection::Qkv), norms, norm_eps: config.norm_eps },
+            output: at.dense("attn_output", hidden, queries)?.updatable(Projection::AttentionOutput),
             kind: 0,
+            order,
         })
     }
 
+    /// How the matrices adapters may update go; `None` if they may not.
+    pub(crate) fn sites(&self) -> Option<QkvOrder> {
+        matches!(self.inputs, Inputs::Heads { .. }).then_some(self.order)
+    }
+
     /// The form of rows it reads.
-    pub(crate) fn form(&self, backend: &B) -> Form {
-        self.qkv.form(backend)
+    pub(crate) fn form(&self, run: &Run<'_, B>) -> Form {
+        match &self.inputs {
+            Inputs::Heads { qkv, .. } => run.form(qkv),
+            Inputs::Latent(latent) => latent.form(run.backend),
+        }
     }
 
     /// Attends: `run.rows` in, and out in the form the output projection reads.
     pub(crate) fn run(&self, run: &mut Run<'_, B>) {
         let kind = &run.kinds[self.kind];
-        self.qkv.run(run.backend, run.rows, run.wide);
-        for (columns, weight) in &self.norms {
-            run.backend.rms_norm_in_place(run.wide, columns.clone(), weight, self.norm_eps);
-        }
-        let form = self.output.form(run.backend);
+        let qkv = match &self.inputs {
+            Inputs::Heads { qkv, norms, norm_eps } => {
+                qkv.run(run.backend, run.rows, run.wide);
+                run.update_wide(qkv);
+                for (columns, weight) in norms {
+                    run.backend.rms_norm_in_place(run.wide, columns.clone(), weight, *norm_eps);
+                }
+                &*run.wide
+            }
+            Inputs::Latent(latent) => {
+                latent.run(run, kind.heads);
+                &*run.mixed
+            }
+        };
+        let form = run.form(&self.output);
         let step = &mut run.steps[self.kind];
-        run.backend.attention(run.wide, kind.heads, run.input, step, run.cache, (run.rows, form));
+        run.backend.attention(qkv, kind.heads, run.input, step, run.cache, (run.rows, form));
     }
 }
 
@@ -156,6 +190,7 @@ pub(crate) fn kinds(config: &ModelConfig) -> Result<(Vec<AttentionKind>, Vec<usi
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
+                value_dim: config.latent.as_ref().map_or(config.head_dim, |latent| latent.value_dim),
                 scale: config.attention_scale.unwrap_or(1.0 / (config.head_dim as f32).sqrt()),
                 window: config.sliding_window.filter(|_| slides),
                 softcap: config.attention_softcap,

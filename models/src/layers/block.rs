@@ -6,6 +6,7 @@ use super::feed_forward::FeedForward;
 use super::loader::LayerLoader;
 use super::norm::{Norm, NormKind};
 use crate::ModelError;
+use crate::adapter::LayerSites;
 use rill_kernels::Backend;
 
 /// How a sub-layer's output joins the residual stream.
@@ -31,15 +32,19 @@ pub(crate) struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
-    /// Root-mean-square norms before both sub-layers, a gated feed-forward layer or experts.
-    pub(crate) fn pre_norm(at: &mut LayerLoader<'_, '_, B>, norm: HeadNorm) -> Result<Block<B>, ModelError> {
+    /// Norms of one kind before both sub-layers, a gated feed-forward layer or experts.
+    pub(crate) fn pre_norm(
+        at: &mut LayerLoader<'_, '_, B>,
+        norm: NormKind,
+        heads: HeadNorm,
+    ) -> Result<Block<B>, ModelError> {
         let join = || at.all.config.residual_scale.map_or(Join::Add, Join::Scaled);
         let (attention_join, feed_forward_join) = (join(), join());
         Ok(Block {
-            attention_norm: at.norm("attn_norm", NormKind::RootMeanSquare)?,
-            attention: Attention::load(at, QkvOrder::Blocks, norm)?,
+            attention_norm: at.norm("attn_norm", norm)?,
+            attention: Attention::load(at, QkvOrder::Blocks, heads)?,
             attention_join,
-            feed_forward_norm: at.norm("ffn_norm", NormKind::RootMeanSquare)?,
+            feed_forward_norm: at.norm("ffn_norm", norm)?,
             feed_forward: FeedForward::load(at)?,
             feed_forward_join,
         })
@@ -59,8 +64,16 @@ impl<B: Backend> Layer<B> for Block<B> {
         &mut self.attention
     }
 
+    fn sites(&self) -> LayerSites {
+        let feed_forward = match &self.feed_forward {
+            FeedForward::Mlp(mlp) => Some(mlp.gated),
+            FeedForward::Experts(_) => None,
+        };
+        LayerSites { attention: self.attention.sites(), feed_forward }
+    }
+
     fn forward(&self, run: &mut Run<'_, B>) {
-        let form = self.attention.form(run.backend);
+        let form = self.attention.form(run);
         self.attention_norm.read(run.backend, run.residual, None, (run.rows, form));
         self.attention.run(run);
         run.join(&self.attention.output, &self.attention_join);

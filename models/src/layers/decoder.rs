@@ -6,15 +6,22 @@ use super::dense::Dense;
 use super::hidden::HostNorm;
 use super::loader::{LayerLoader, Loader};
 use super::norm::{Norm, NormKind};
+use super::updates::StepUpdates;
+use crate::adapter::{AdapterSites, LayerSites};
 use crate::weights::Weights;
 use crate::{ForwardInput, Model, ModelConfig, ModelError, ModelShape};
-use rill_kernels::{Backend, BestLogits, CacheShape, DeviceError, StepInput};
+use rill_kernels::{Backend, BestLogits, CacheShape, DeviceError, Form, LowRankUpdate, StepInput};
 use std::ops::Range;
 
 /// One layer of an architecture.
 pub(crate) trait Layer<B: Backend>: Send {
     /// The layer's attention, to be told its kind.
     fn attention(&mut self) -> &mut Attention<B>;
+
+    /// What of it adapters may update.
+    fn sites(&self) -> LayerSites {
+        LayerSites::default()
+    }
 
     /// Adds the layer's output to `run.residual`.
     fn forward(&self, run: &mut Run<'_, B>);
@@ -41,15 +48,53 @@ pub(crate) struct Run<'a, B: Backend> {
     pub(crate) mixed: &'a mut B::Matrix,
     /// Columns of the stream.
     pub(crate) width: Range<usize>,
+    /// The layer's number.
+    pub(crate) layer: usize,
+    /// What this step's adapters add to linear layers.
+    pub(crate) updates: &'a StepUpdates<'a>,
 }
 
-impl<B: Backend> Run<'_, B> {
+impl<'a, B: Backend> Run<'a, B> {
+    /// The form of rows `dense` and its updates read.
+    pub(crate) fn form(&self, dense: &Dense<B>) -> Form {
+        let form = dense.form(self.backend);
+        if self.updates.is_empty() { form } else { form.and(Form::F32) }
+    }
+
+    /// The updates of `dense` in this layer.
+    fn updates_of(&self, dense: &Dense<B>) -> Vec<LowRankUpdate<'a>> {
+        dense.projection.map(|projection| self.updates.of(self.layer, projection)).unwrap_or_default()
+    }
+
+    /// Adds its updates to what `dense` made of `rows` in `wide`.
+    pub(crate) fn update_wide(&mut self, dense: &Dense<B>) {
+        let updates = self.updates_of(dense);
+        if !updates.is_empty() {
+            self.backend.add_low_rank(self.rows, &updates, self.wide);
+        }
+    }
+
+    /// `mixed` = `dense` of `rows`, updates included.
+    pub(crate) fn mix(&mut self, dense: &Dense<B>) {
+        dense.run(self.backend, self.rows, self.mixed);
+        let updates = self.updates_of(dense);
+        if !updates.is_empty() {
+            self.backend.add_low_rank(self.rows, &updates, self.mixed);
+        }
+    }
+
     /// Projects `rows` and joins the result to the residual stream.
     pub(crate) fn join(&mut self, dense: &Dense<B>, join: &Join<B>) {
         match join {
-            Join::Add => dense.add(self.backend, self.rows, self.residual),
+            Join::Add => {
+                dense.add(self.backend, self.rows, self.residual);
+                let updates = self.updates_of(dense);
+                if !updates.is_empty() {
+                    self.backend.add_low_rank(self.rows, &updates, self.residual);
+                }
+            }
             join => {
-                dense.run(self.backend, self.rows, self.mixed);
+                self.mix(dense);
                 self.join_mixed(join);
             }
         }
@@ -89,7 +134,14 @@ pub(crate) struct Decoder<B: Backend, L> {
     logit_scale: f32,
     logit_softcap: Option<f32>,
     caches: Vec<B::KvCache>,
+    /// `None` where the backend takes no updates.
+    adapter_sites: Option<AdapterSites>,
     buffers: Buffers<B>,
+}
+
+/// The longest window, unless a layer has none.
+fn longest_window(kinds: &[AttentionKind]) -> Option<usize> {
+    kinds.iter().map(|kind| kind.heads.window).collect::<Option<Vec<usize>>>()?.into_iter().max()
 }
 
 /// A device that failed fails the model: what it holds is lost.
@@ -147,6 +199,10 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
         let norm = all.norm("output_norm", norm, hidden)?;
         let cache_bytes = |layer: &mut L| backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
         let kv_bytes_per_token = layers.iter_mut().map(cache_bytes).sum();
+        let adapter_sites = backend.takes_low_rank().then(|| {
+            let sites = layers.iter().map(|layer| layer.sites()).collect();
+            AdapterSites::new(config, weights.are_from_hub(), sites)
+        });
         backend.check().map_err(runtime)?;
         Ok(Decoder {
             shape: ModelShape {
@@ -154,6 +210,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 hidden_size: hidden,
                 context_len: config.context_len,
                 kv_bytes_per_token,
+                window_tokens: longest_window(&kinds),
+                running_max: None,
             },
             hidden_size: hidden,
             embedding,
@@ -167,6 +225,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             logit_scale: config.logit_scale.unwrap_or(1.0),
             logit_softcap: config.final_logit_softcap,
             caches: Vec::new(),
+            adapter_sites,
             buffers: Buffers {
                 steps: kinds.iter().map(|_| B::Step::default()).collect(),
                 residual: B::Matrix::default(),
@@ -188,6 +247,10 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
 
     fn device_memory_free(&self) -> Option<usize> {
         self.backend.memory_free()
+    }
+
+    fn adapter_sites(&self) -> Option<&AdapterSites> {
+        self.adapter_sites.as_ref()
     }
 
     fn allocate_kv_cache(&mut self, blocks: usize, block_size: usize) -> Result<(), ModelError> {
@@ -229,7 +292,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
     }
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        self.run(input);
+        self.run(input)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         head.logits(&mut self.backend, &self.buffers.rows, logits, &self.head_bias);
         if self.logit_scale != 1.0 || self.logit_softcap.is_some() {
@@ -250,7 +313,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         if !(1..=self.best_logits_max()).contains(&count) {
             return Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked here")));
         }
-        self.run(input);
+        self.run(input)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let best = head.best_logits(&mut self.backend, &self.buffers.rows, self.logit_scale, count);
         self.backend.check().map_err(runtime)?;
@@ -279,7 +342,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
 
 impl<B: Backend, L: Layer<B>> Decoder<B, L> {
     /// Runs the rows of `input`; those whose logits are wanted are left in `buffers.rows`, normed.
-    fn run(&mut self, input: &ForwardInput) {
+    fn run(&mut self, input: &ForwardInput) -> Result<(), ModelError> {
         let step_input = StepInput {
             positions: &input.positions,
             slot_mapping: &input.slot_mapping,
@@ -288,6 +351,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             block_tables: &input.block_tables,
             block_table_starts: &input.block_table_starts,
         };
+        let updates = StepUpdates::new(input)?;
         let backend = &mut self.backend;
         let Buffers { steps, residual, rows, next_rows, wide, mixed } = &mut self.buffers;
 
@@ -299,7 +363,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             positions.look_up(backend, &input.positions, 1.0, mixed);
             backend.add_scaled(mixed, 1.0, residual);
         }
-        for (layer, cache) in self.layers.iter().zip(&mut self.caches) {
+        for (number, (layer, cache)) in self.layers.iter().zip(&mut self.caches).enumerate() {
             layer.forward(&mut Run {
                 backend,
                 input: step_input,
@@ -312,9 +376,30 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 wide,
                 mixed,
                 width: 0..self.hidden_size,
+                layer: number,
+                updates: &updates,
             });
         }
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         self.norm.read(backend, residual, Some(&input.logit_rows), (rows, head.form(backend)));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rill_kernels::{AttentionShape, Rope};
+
+    #[test]
+    fn blocks_may_go_once_every_layer_slides_past_them() {
+        let kinds = |windows: &[Option<usize>]| -> Vec<AttentionKind> {
+            let rope = Rope { inverse_frequencies: Vec::new(), factor: 1.0 };
+            let heads = |window| AttentionShape { window, ..AttentionShape::full(1, 1, 32, 1.0) };
+            windows.iter().map(|&window| AttentionKind { heads: heads(window), rope: rope.clone() }).collect()
+        };
+        assert_eq!(longest_window(&kinds(&[Some(8), Some(20)])), Some(20));
+        assert_eq!(longest_window(&kinds(&[Some(8), None])), None);
+        assert_eq!(longest_window(&kinds(&[None])), None);
     }
 }

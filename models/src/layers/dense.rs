@@ -1,6 +1,8 @@
 //! A linear layer with or without a bias.
 
+use super::decoder::Run;
 use crate::ModelError;
+use crate::adapter::Projection;
 use crate::weights::Matrix;
 use rill_kernels::{Activation, Backend, BestLogits, Form};
 
@@ -8,6 +10,8 @@ use rill_kernels::{Activation, Backend, BestLogits, Form};
 pub(crate) struct Dense<B: Backend> {
     weights: B::Linear,
     bias: Option<B::Vector>,
+    /// What of its decoder layer it is, where adapters may update it.
+    pub(crate) projection: Option<Projection>,
 }
 
 impl<B: Backend> Dense<B> {
@@ -18,7 +22,12 @@ impl<B: Backend> Dense<B> {
     ) -> Result<Dense<B>, ModelError> {
         let stored: Vec<_> = parts.iter().map(Matrix::stored).collect();
         let weights = backend.load_linear(&stored).map_err(|error| ModelError::Unsupported(error.to_string()))?;
-        Ok(Dense { weights, bias: bias.map(|values| backend.load_vector(&values)) })
+        Ok(Dense { weights, bias: bias.map(|values| backend.load_vector(&values)), projection: None })
+    }
+
+    /// The same, as part of its layer that adapters may update.
+    pub(crate) fn updatable(self, projection: Projection) -> Dense<B> {
+        Dense { projection: Some(projection), ..self }
     }
 
     /// The form of rows it reads.
@@ -32,6 +41,13 @@ impl<B: Backend> Dense<B> {
         if let Some(bias) = &self.bias {
             backend.add_bias(out, bias);
         }
+    }
+
+    /// `run.wide` = the layer's output for the root-mean-square norm of `run.wide`.
+    pub(crate) fn run_normed(&self, run: &mut Run<'_, B>, norm: &B::Vector, eps: f32) {
+        let form = self.form(run.backend);
+        run.backend.rms_norm(run.wide, None, norm, eps, (run.next_rows, form));
+        self.run(run.backend, run.next_rows, run.wide);
     }
 
     /// `out` = activation(gate) · up, where the layer's output is the gate's values followed by up's.

@@ -7,6 +7,7 @@ use super::loader::LayerLoader;
 use super::moe::Experts;
 use super::norm::Norm;
 use crate::ModelError;
+use crate::adapter::Projection;
 use rill_kernels::{Activation, Backend, Form};
 
 /// A layer of either kind.
@@ -19,7 +20,7 @@ pub(crate) enum FeedForward<B: Backend> {
 pub(crate) struct Mlp<B: Backend> {
     /// Gate and up side by side where the layer is gated.
     up: Dense<B>,
-    gated: bool,
+    pub(crate) gated: bool,
     activation: Activation,
     pub(crate) down: Dense<B>,
 }
@@ -37,7 +38,8 @@ impl<B: Backend> FeedForward<B> {
     pub(crate) fn run(&self, run: &mut Run<'_, B>, norm: &Norm<B>, join: &Join<B>) {
         match self {
             FeedForward::Mlp(mlp) => {
-                norm.read(run.backend, run.residual, None, (run.rows, mlp.form(run.backend)));
+                let form = mlp.form(run);
+                norm.read(run.backend, run.residual, None, (run.rows, form));
                 mlp.hidden(run);
                 run.join(&mlp.down, join);
             }
@@ -75,7 +77,8 @@ impl<B: Backend> Mlp<B> {
         } else {
             at.dense(up, 2 * width, hidden)?
         };
-        let down = at.dense(down, hidden, width)?;
+        let fused = fused.updatable(Projection::Up);
+        let down = at.dense(down, hidden, width)?.updatable(Projection::Down);
         Ok(Mlp { up: fused, gated: true, activation: at.config().activation, down })
     }
 
@@ -83,26 +86,32 @@ impl<B: Backend> Mlp<B> {
     pub(crate) fn plain(at: &mut LayerLoader<'_, '_, B>) -> Result<Mlp<B>, ModelError> {
         let config = at.config();
         Ok(Mlp {
-            up: at.dense("ffn_up", config.intermediate_size, config.hidden_size)?,
+            up: at.dense("ffn_up", config.intermediate_size, config.hidden_size)?.updatable(Projection::Up),
             gated: false,
             activation: config.activation,
-            down: at.dense("ffn_down", config.hidden_size, config.intermediate_size)?,
+            down: at.dense("ffn_down", config.hidden_size, config.intermediate_size)?.updatable(Projection::Down),
         })
     }
 
     /// The form of rows it reads.
-    pub(crate) fn form(&self, backend: &B) -> Form {
-        self.up.form(backend)
+    pub(crate) fn form(&self, run: &Run<'_, B>) -> Form {
+        run.form(&self.up)
     }
 
     /// Everything before the down projection: `run.rows` in and out.
     pub(crate) fn hidden(&self, run: &mut Run<'_, B>) {
-        let form = self.down.form(run.backend);
-        if self.gated {
+        let form = run.form(&self.down);
+        if self.gated && !run.updates.is_empty() {
+            // The bits of the layer and the activation in one: `linear_gated` promises no less.
+            self.up.run(run.backend, run.rows, run.wide);
+            run.update_wide(&self.up);
+            run.backend.gated(self.activation, run.wide, (run.rows, form));
+        } else if self.gated {
             self.up.gated(run.backend, self.activation, run.rows, run.wide, (run.next_rows, form));
             std::mem::swap(run.rows, run.next_rows);
         } else {
             self.up.run(run.backend, run.rows, run.wide);
+            run.update_wide(&self.up);
             run.backend.activate(self.activation, run.wide, (run.rows, form));
         }
     }

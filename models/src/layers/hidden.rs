@@ -20,13 +20,17 @@ impl HostNorm {
         kind: NormKind,
         width: usize,
     ) -> Result<HostNorm, ModelError> {
+        let eps = loader.config.norm_eps;
+        if kind == NormKind::Plain {
+            return Ok(HostNorm { kind, weight: vec![1.0; width], bias: None, eps });
+        }
         let mut weight = loader.weights.vector(&format!("{name}.weight"), width)?;
         weight.iter_mut().for_each(|w| *w += loader.config.norm_weight_offset);
         let bias = match kind {
-            NormKind::RootMeanSquare => None,
+            NormKind::RootMeanSquare | NormKind::Plain => None,
             NormKind::Layer => loader.vector_if_there(&format!("{name}.bias"), width)?,
         };
-        Ok(HostNorm { kind, weight, bias, eps: loader.config.norm_eps })
+        Ok(HostNorm { kind, weight, bias, eps })
     }
 
     /// Norms one row. Sums are in f64, from the first column to the last.
@@ -34,7 +38,7 @@ impl HostNorm {
         let count = row.len() as f64;
         let mean = match self.kind {
             NormKind::RootMeanSquare => 0.0,
-            NormKind::Layer => row.iter().map(|&x| f64::from(x)).sum::<f64>() / count,
+            NormKind::Layer | NormKind::Plain => row.iter().map(|&x| f64::from(x)).sum::<f64>() / count,
         };
         let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / count;
         let scale = 1.0 / (variance + f64::from(self.eps)).sqrt();

@@ -22,11 +22,14 @@ pub(crate) struct LayerLoader<'a, 'b, B: Backend> {
 impl<'a, B: Backend> Loader<'a, B> {
     /// The norm called `name`, `width` wide.
     pub(crate) fn norm(&mut self, name: &str, kind: NormKind, width: usize) -> Result<Norm<B>, ModelError> {
-        let weight = self.norm_weight(name, width)?;
         let eps = self.config.norm_eps;
+        if kind == NormKind::Plain {
+            return Ok(Norm::Layer { weight: self.backend.load_vector(&vec![1.0; width]), bias: None, eps });
+        }
+        let weight = self.norm_weight(name, width)?;
         Ok(match kind {
             NormKind::RootMeanSquare => Norm::RootMeanSquare { weight, eps },
-            NormKind::Layer => {
+            NormKind::Layer | NormKind::Plain => {
                 let bias = self.vector_if_there(&format!("{name}.bias"), width)?;
                 Norm::Layer { weight, bias: bias.map(|values| self.backend.load_vector(&values)), eps }
             }
@@ -86,6 +89,18 @@ impl<'a, B: Backend> LayerLoader<'a, '_, B> {
     pub(crate) fn dense(&mut self, part: &str, rows: usize, cols: usize) -> Result<Dense<B>, ModelError> {
         let (matrix, bias) = (self.matrix(part, rows, cols)?, self.bias(part, rows)?);
         self.pack(&[matrix], bias)
+    }
+
+    /// The same, row `source(r)` in the place of row `r`.
+    pub(crate) fn reordered(
+        &mut self,
+        part: &str,
+        (rows, cols): (usize, usize),
+        source: &dyn Fn(usize) -> usize,
+    ) -> Result<Dense<B>, ModelError> {
+        let (matrix, bias) = (self.matrix(part, rows, cols)?, self.bias(part, rows)?);
+        let bias = bias.map(|bias| (0..rows).map(|r| bias[source(r)]).collect());
+        self.pack(&[matrix.reordered(source)], bias)
     }
 
     /// A norm over the residual stream.

@@ -8,6 +8,8 @@ pub(crate) enum NormKind {
     RootMeanSquare,
     /// With a bias where the file has one.
     Layer,
+    /// A layer norm that nothing is learnt about.
+    Plain,
 }
 
 /// A norm with its weights.

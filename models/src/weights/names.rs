@@ -1,12 +1,13 @@
 //! What each architecture's published safetensors call the tensors whose GGUF names rill uses.
 
 /// Hub names of one family of architectures.
-pub(super) struct Names {
+pub(crate) struct Names {
     /// What may precede the decoder's names; the first that leads to an embedding table counts.
-    pub roots: &'static [&'static str],
+    pub(crate) roots: &'static [&'static str],
     /// Between root and layer number.
     layers: &'static str,
-    /// GGUF and hub names of tensors outside layers, and of parts of a layer.
+    /// GGUF and hub names of tensors outside layers, and of parts of a layer, without `.weight` or `.bias`; a hub name
+    /// that ends in a full stop goes without.
     table: &'static [(&'static str, &'static str)],
     /// Names that are looked up where `table` has none.
     base: Option<&'static Names>,
@@ -65,12 +66,18 @@ static SANDWICH: Names = like_llama(&[
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ]);
-/// Norms after both sub-layers (OLMo 2).
+/// Norms after both sub-layers (OLMo 2 and 3).
 static POST_NORM: Names = like_llama(&[
     ("post_attention_norm", "post_attention_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ]);
 static PHI3: Names = like_llama(&[("ffn_up", "mlp.gate_up_proj")]);
+static PHI: Names = like_llama(&[
+    ("output_norm", "final_layernorm"),
+    ("attn_output", "self_attn.dense"),
+    ("ffn_up", "mlp.fc1"),
+    ("ffn_down", "mlp.fc2"),
+]);
 static STARCODER2: Names = like_llama(&[("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj")]);
 static MIXTRAL: Names = like_llama(&[
     ("ffn_gate_inp", "block_sparse_moe.gate"),
@@ -82,6 +89,18 @@ static GRANITE_MOE: Names = like_llama(&[
     ("ffn_gate_inp", "block_sparse_moe.router.layer"),
     ("ffn_gate_up_exps", "block_sparse_moe.input_linear"),
     ("ffn_down_exps", "block_sparse_moe.output_linear"),
+]);
+static DEEPSEEK: Names = like_llama(&[
+    ("attn_q_a", "self_attn.q_a_proj"),
+    ("attn_q_a_norm", "self_attn.q_a_layernorm"),
+    ("attn_q_b", "self_attn.q_b_proj"),
+    ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"),
+    ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
+    ("attn_kv_b", "self_attn.kv_b_proj"),
+    ("exp_probs_b", "mlp.gate.e_score_correction_bias."),
+    ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
 ]);
 static GPT2: Names = Names {
     roots: &["transformer.", ""],
@@ -121,13 +140,15 @@ static GPT_NEOX: Names = Names {
 
 impl Names {
     /// The names of an architecture, by its hub name.
-    pub(super) fn of(architecture: &str) -> &'static Names {
+    pub(crate) fn of(architecture: &str) -> &'static Names {
         match architecture {
             "Gemma2ForCausalLM" | "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => &SANDWICH,
-            "Olmo2ForCausalLM" => &POST_NORM,
+            "Olmo2ForCausalLM" | "Olmo3ForCausalLM" => &POST_NORM,
+            "PhiForCausalLM" => &PHI,
             "Phi3ForCausalLM" => &PHI3,
             "Starcoder2ForCausalLM" => &STARCODER2,
             "MixtralForCausalLM" => &MIXTRAL,
+            "DeepseekV2ForCausalLM" | "DeepseekV3ForCausalLM" => &DEEPSEEK,
             "GraniteMoeForCausalLM" => &GRANITE_MOE,
             "GPT2LMHeadModel" => &GPT2,
             "GPTNeoXForCausalLM" => &GPT_NEOX,
@@ -143,7 +164,7 @@ impl Names {
     }
 
     /// The hub name of GGUF tensor `name` below `root`: `blk.3.attn_q.bias` → `model.layers.3.self_attn.q_proj.bias`.
-    pub(super) fn hub(&self, root: &str, name: &str) -> Option<String> {
+    pub(crate) fn hub(&self, root: &str, name: &str) -> Option<String> {
         let (stem, suffix) = name.rsplit_once('.')?;
         let Some((layer, part)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
             let hub = self.look_up(stem)?;
@@ -160,7 +181,10 @@ impl Names {
             Some((part, expert)) => self.look_up(&format!("{part}.#"))?.replace('#', expert),
             None => self.look_up(part)?.to_owned(),
         };
-        Some(format!("{root}{}{layer}.{hub}.{suffix}", self.layers))
+        Some(match hub.strip_suffix('.') {
+            Some(whole) => format!("{root}{}{layer}.{whole}", self.layers),
+            None => format!("{root}{}{layer}.{hub}.{suffix}", self.layers),
+        })
     }
 
     /// The number of the layer a hub name belongs to.
@@ -186,6 +210,8 @@ mod tests {
             name("MixtralForCausalLM", "model.", "blk.2.ffn_up.7.weight"),
             "model.layers.2.block_sparse_moe.experts.7.w3.weight"
         );
+        let bias = "model.layers.3.mlp.gate.e_score_correction_bias";
+        assert_eq!(name("DeepseekV3ForCausalLM", "model.", "blk.3.exp_probs_b.bias"), bias);
         let neox = |s| name("GPTNeoXForCausalLM", "gpt_neox.", s);
         assert_eq!(neox("output.weight"), "embed_out.weight");
         let gemma = |root, s| name("Gemma3ForConditionalGeneration", root, s);

@@ -4,5 +4,6 @@ mod config;
 mod default_model;
 mod gguf;
 mod gguf_writer;
+mod references;
 mod tokenizer;
 mod vocabularies;

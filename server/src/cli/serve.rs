@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser};
+use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser, RunnerChoice};
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -53,6 +53,9 @@ pub struct ServeFlags {
     /// not depend on it.
     #[arg(long, env = "RILL_DRAFT_TOKENS", default_value_t = 8)]
     pub draft_tokens: usize,
+    /// A smaller model of the same vocabulary that proposes them; without one they are looked up in the sequence's own past.
+    #[arg(long, env = "RILL_DRAFT_MODEL")]
+    pub draft_model: Option<String>,
     /// Directory of a file that keeps KV-cache blocks evicted from memory, also over restarts.
     #[arg(long, env = "RILL_KV_SPILL_PATH")]
     pub kv_spill_path: Option<PathBuf>,
@@ -101,12 +104,28 @@ pub struct ServeFlags {
     /// What embeddings are made of [default: what the model's files say, or else `last`].
     #[arg(long, env = "RILL_POOLING", value_enum)]
     pub pooling: Option<PoolingFlag>,
+    /// LoRA adapter to offer as a model, NAME=PATH: a directory as PEFT saves it or a GGUF file; several may be given.
+    #[arg(long, env = "RILL_LORA", value_delimiter = ',')]
+    pub lora: Vec<String>,
+    /// LoRA adapters in memory at once.
+    #[arg(long, env = "RILL_MAX_LORAS", default_value_t = 8)]
+    pub max_loras: usize,
+    /// Largest rank of a LoRA adapter.
+    #[arg(long, env = "RILL_MAX_LORA_RANK", default_value_t = 64)]
+    pub max_lora_rank: usize,
+    /// Let requests load and unload LoRA adapters: they name files of this machine.
+    #[arg(long, env = "RILL_ENABLE_RUNTIME_LORA")]
+    pub enable_runtime_lora: bool,
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,
     /// Where to run the model: cpu, cuda, cuda:N, or auto, which is a GPU where there is one that works.
     #[arg(long, env = "RILL_DEVICE", default_value = "auto")]
     pub device: Device,
+    /// What computes the model: rill, or candle, which runs one sequence at a time on the CPU; auto takes candle for
+    /// architectures that only candle has.
+    #[arg(long, env = "RILL_RUNNER", value_enum, default_value = "auto")]
+    pub runner: RunnerChoice,
     /// Instructions the CPU kernels use; all give the same tokens.
     #[arg(long, env = "RILL_ISA", value_enum, default_value = "auto")]
     pub isa: IsaChoice,

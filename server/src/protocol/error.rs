@@ -110,6 +110,19 @@ impl ApiError {
         }
     }
 
+    /// 404, what the field `param` names is not there.
+    pub fn not_found(param: &str, message: String) -> Self {
+        ApiError {
+            param: Some(param.to_owned()),
+            ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+        }
+    }
+
+    /// 403: the operator has not allowed it.
+    pub fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message.to_owned())
+    }
+
     pub fn route_not_found(method: &str, path: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,

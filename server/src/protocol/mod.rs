@@ -1,5 +1,6 @@
 //! The wire: what clients send and what they get back, in OpenAI's and vLLM's spellings. Types only, no policy.
 
+pub mod adapters;
 pub mod anthropic;
 pub mod chat;
 pub mod completion;

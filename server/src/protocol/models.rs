@@ -18,8 +18,10 @@ pub struct ModelCard {
     /// Unix seconds at which the model was loaded.
     pub created: u64,
     pub owned_by: &'static str,
-    /// The name the model was loaded under.
+    /// The name the model was loaded under; an adapter's path.
     pub root: String,
+    /// The model an adapter is for.
+    pub parent: Option<String>,
     /// Longest sequence, prompt and completion together, in tokens.
     pub max_model_len: usize,
 }

@@ -9,7 +9,7 @@ use rill_engine::GenerateRequest;
 use rill_models::FillInTheMiddle;
 
 use super::{choices_of, encode_prompts, grammar_for, new_id, parse_generation};
-use crate::app::{AppState, Serving, unix_seconds};
+use crate::app::{AppState, Serving, Target, unix_seconds};
 use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::event_stream;
@@ -35,7 +35,7 @@ pub async fn completions(
     let (serving, in_flight) = state.enter()?;
     let (shared, own) = parse_generation::<CompletionFields>(&body)?;
     drop(body);
-    let model = serving.model_name(shared.model.as_deref())?.to_owned();
+    let Target { name: model, adapter } = serving.target(shared.model.as_deref())?;
     let mut options = validate::shared(&shared, &serving.limits())?;
     let logprobs =
         validate::integer("logprobs", own.logprobs, 0, validate::LOGPROBS_MAX)?.map(|count| count as u32);
@@ -67,7 +67,15 @@ pub async fn completions(
             let text = text.unwrap_or_else(|| serving.tokenizer().decode(&ids, skip_special));
             echoes.push(Echo { text, ids: ids.clone() });
         }
-        requests.extend(choices_of(ids, max_tokens, &options, token_logprobs, prompt_logprobs, grammar.as_ref()));
+        let prompt = (ids, adapter.as_ref());
+        requests.extend(choices_of(
+            prompt,
+            max_tokens,
+            &options,
+            token_logprobs,
+            prompt_logprobs,
+            grammar.as_ref(),
+        ));
     }
 
     let count = requests.len() / candidates * n;
@@ -243,7 +251,7 @@ pub async fn render(
 ) -> Result<Json<RenderedCompletion>, ApiError> {
     let serving = state.serving()?.clone();
     let (shared, own) = parse_generation::<CompletionFields>(&body)?;
-    let model = serving.model_name(shared.model.as_deref())?.to_owned();
+    let model = serving.target(shared.model.as_deref())?.name;
     let encoded = Prompts::new(&serving, own, 1)?.encode(&serving).await?;
     let prompts = encoded
         .into_iter()

@@ -87,8 +87,12 @@ fn engine(page: &mut Page, serving: &Serving) {
     );
     page.both("cache_config_info", "gauge", "KV-cache configuration", &cache, 1);
     page.family("vllm:lora_requests_info", "gauge", "LoRA adapters; the value is a Unix time");
-    let lora = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
-    page.sample("vllm:lora_requests_info", lora, unix_seconds());
+    let [running, waiting] = serving.adapters.in_use().map(|names| escaped(&names.join(",")));
+    let lora = format!(
+        "max_lora=\"{}\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\"",
+        serving.adapters.count_max()
+    );
+    page.sample("vllm:lora_requests_info", &lora, unix_seconds());
 
     for (name, help, value) in [
         ("prompt_tokens_total", "Prompt tokens of requests taken up", stats.prompt_tokens.get()),

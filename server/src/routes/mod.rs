@@ -1,5 +1,6 @@
 //! One file an endpoint family.
 
+pub mod adapters;
 pub mod chat;
 pub mod completions;
 pub mod debug;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use rill_engine::{GenerateRequest, Grammar};
+use rill_engine::{GenerateRequest, Grammar, LoadedAdapter};
 use serde::de::DeserializeOwned;
 
 use crate::app::Serving;
@@ -111,7 +112,9 @@ async fn encode_prompts(
 fn new_id(prefix: &str) -> Result<String, ApiError> {
     let random = getrandom::u64()
         .map_err(|error| ApiError::internal(format!("the system gives no random numbers: {error}")))?;
-    Ok(format!("{prefix}-{random:016x}"))
+    // Anthropic's ids are `msg_…`.
+    let separator = if prefix == "msg" { '_' } else { '-' };
+    Ok(format!("{prefix}{separator}{random:016x}"))
 }
 
 pub(crate) fn prompt_error(param: &str, error: PromptError) -> ApiError {
@@ -131,9 +134,9 @@ async fn grammar_for(serving: &Serving, fields: &SharedFields) -> Result<Option<
     }
 }
 
-/// The engine's requests for the `n` choices of one prompt.
+/// The engine's requests for the `n` choices of one prompt, with an adapter or without.
 pub(crate) fn choices_of<'a>(
-    prompt: Vec<u32>,
+    (prompt, adapter): (Vec<u32>, Option<&'a Arc<LoadedAdapter>>),
     max_tokens: u32,
     options: &'a SharedOptions,
     logprobs: Option<u32>,
@@ -156,6 +159,7 @@ pub(crate) fn choices_of<'a>(
             // Whoever submits it says.
             tenant: None,
             grammar: grammar.cloned(),
+            adapter: adapter.cloned(),
         }
     })
 }

@@ -21,7 +21,7 @@ pub async fn tokenize(
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let serving = state.serving()?.clone();
     let request: TokenizeRequest = parse(&body)?;
-    serving.model_name(request.model.as_deref())?;
+    serving.target(request.model.as_deref())?;
     let tokens = match (request.prompt, request.messages) {
         (Some(prompt), None) => {
             let add_special = request.add_special_tokens.unwrap_or(true);
@@ -71,7 +71,7 @@ pub async fn detokenize(
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let serving = state.serving()?;
     let request: DetokenizeRequest = parse(&body)?;
-    serving.model_name(request.model.as_deref())?;
+    serving.target(request.model.as_deref())?;
     validate::prompt_ids("tokens", &request.tokens, &serving.limits())?;
     Ok(Json(DetokenizeResponse { prompt: serving.tokenizer().decode(&request.tokens, false) }))
 }

@@ -52,6 +52,8 @@ impl World {
             heads: shape.ratio * shape.kv_heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
+            // Every third world has narrower values.
+            value_dim: shape.head_dim - if shape.seed % 3 == 2 { shape.head_dim / 3 } else { 0 },
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             window: shape.window,
             softcap: shape.softcap,
@@ -87,7 +89,7 @@ impl World {
     }
 
     fn width(&self) -> usize {
-        self.heads.heads * self.heads.head_dim
+        self.heads.out_width()
     }
 
     /// The cache holds NaN wherever nothing was written: the shim poisons fresh memory.
@@ -218,8 +220,12 @@ impl World {
 
     /// Compares the outputs of the last few and a few other tokens of every sequence with the definition.
     fn against_reference(&self, outputs: &[f32], numbers: &mut Numbers) -> Result<(), String> {
-        let (heads, dim) = (self.heads, self.heads.head_dim);
+        let (heads, dim, wide) = (self.heads, self.heads.head_dim, self.heads.value_dim);
         let head = |row: usize, h: usize| &self.qkv[row * heads.qkv_width() + h * dim..][..dim];
+        let value = |row: usize, kv: usize| {
+            let first = (heads.heads + heads.kv_heads) * dim + kv * wide;
+            &self.qkv[row * heads.qkv_width() + first..][..wide]
+        };
         for s in 0..self.tables.len() {
             let len = self.len(s);
             let picked: Vec<usize> = (0..3).map(|_| numbers.below(len)).chain([len - 1]).collect();
@@ -233,15 +239,14 @@ impl World {
                     };
                     let key = |p: usize| self.kept(&turn(self.starts[s] + p, heads.heads + kv, p));
                     let keys: Vec<Vec<f32>> = (first..=position).map(key).collect();
-                    let values: Vec<Vec<f32>> = (first..=position)
-                        .map(|p| self.kept(head(self.starts[s] + p, heads.heads + heads.kv_heads + kv)))
-                        .collect();
+                    let values: Vec<Vec<f32>> =
+                        (first..=position).map(|p| self.kept(value(self.starts[s] + p, kv))).collect();
                     let keys: Vec<&[f32]> = keys.iter().map(|k| &k[..]).collect();
                     let values: Vec<&[f32]> = values.iter().map(|v| &v[..]).collect();
                     let query = self.asked(&turn(row, h, position));
                     let (expected, steepest) =
                         reference::attend(&query, &keys, &values, (heads.scale, heads.softcap));
-                    let given = &outputs[row * self.width() + h * dim..][..dim];
+                    let given = &outputs[row * self.width() + h * wide..][..wide];
                     // Weights are rounded to bf16; a query or key may round the other way.
                     let other_way = self.a_step() * steepest / dim as f64;
                     let share = 6e-3 + 4e-3 * steepest.min(8.0) / 8.0 + 2.0 * other_way.min(0.5);

@@ -3,7 +3,7 @@
 use crate::inputs::{BOTH, Numbers, backend, cases, difference, matrix, too_far};
 use proptest::prelude::*;
 use rill_kernels::cuda::{CudaBackend, Matrix, Rows};
-use rill_kernels::{Activation, Backend, reference};
+use rill_kernels::{Activation, Backend, ColumnRuns, reference};
 
 const ACTIVATIONS: [Activation; 5] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::ReluSquared];
@@ -129,6 +129,32 @@ proptest! {
         seed in any::<u64>(),
     ) {
         check_rows(rows, width, &picked, seed)?;
+    }
+
+    #[test]
+    fn columns_are_copied(
+        rows in 1_usize..5,
+        (count, width) in (0_usize..6, 1_usize..90),
+        (from, to, gap, repeated) in (0_usize..40, 0_usize..40, 0_usize..9, any::<bool>()),
+        seed in any::<u64>(),
+    ) {
+        let mut numbers = Numbers(seed);
+        let step = width + gap;
+        let (from_width, to_width) = (from + count.max(1) * step, to + count.max(1) * step);
+        let x: Vec<f32> = (0..rows * from_width).map(|_| numbers.normal()).collect();
+        let mut expected: Vec<f32> = (0..rows * to_width).map(|_| numbers.normal()).collect();
+        let mut backend = backend(seed);
+        let on_x = matrix(&mut backend, &x, from_width);
+        let mut out = matrix(&mut backend, &expected, to_width);
+        let runs = ColumnRuns { count, width, from: (from, if repeated { 0 } else { step }), to: (to, step) };
+        backend.copy_columns(&on_x, runs, &mut out);
+        for row in 0..rows {
+            for run in 0..count {
+                let source = row * from_width + from + run * runs.from.1;
+                expected[row * to_width + to + run * step..][..width].copy_from_slice(&x[source..][..width]);
+            }
+        }
+        prop_assert_eq!(difference(&backend.read(&out, 0..rows), &expected), None);
     }
 
     #[test]

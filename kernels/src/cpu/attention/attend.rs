@@ -204,7 +204,7 @@ unsafe fn some_parts<S: Simd, C: Cached, const R: usize>(
 /// Divides by the sums and hands the rows on.
 #[inline(always)]
 unsafe fn finish<S: Simd, C: Cached>(job: &Attend<'_, C>, item: &Item, head: usize, state: State) {
-    let (dim, padded) = (job.heads.head_dim, job.cache.geometry().head_dim);
+    let (dim, padded) = (job.heads.value_dim, job.cache.geometry().head_dim);
     let group = job.heads.heads / job.heads.kv_heads;
     for (r, pair) in item.rows.clone().enumerate() {
         // SAFETY: `S` is available; each output row and head belongs to this item.

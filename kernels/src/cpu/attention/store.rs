@@ -44,7 +44,7 @@ unsafe fn rotate<S: Simd>(x: *const f32, dim: usize, n: usize, rotation: *const 
 
 #[inline(always)]
 unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize) {
-    let (dim, n) = (job.heads.head_dim, job.frequencies);
+    let (dim, value_dim, n) = (job.heads.head_dim, job.heads.value_dim, job.frequencies);
     // What a narrow head is filled up with stays zero.
     let mut turned = [0.0_f32; AttentionShape::HEAD_DIM_MAX];
     let mut value = [0.0_f32; AttentionShape::HEAD_DIM_MAX];
@@ -60,10 +60,10 @@ unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize) {
         let last = job.input.query_starts.binary_search(&(row as u32 + 1)).is_ok();
         for head in 0..job.heads.kv_heads {
             let k = x.add((job.heads.heads + head) * dim);
-            let mut v = x.add((job.heads.heads + job.heads.kv_heads + head) * dim);
+            let mut v = x.add((job.heads.heads + job.heads.kv_heads) * dim + head * value_dim);
             rotate::<S>(k, dim, n, rotation, turned.as_mut_ptr());
-            if dim < job.cache.geometry().head_dim {
-                std::ptr::copy_nonoverlapping(v, value.as_mut_ptr(), dim);
+            if value_dim < job.cache.geometry().head_dim {
+                std::ptr::copy_nonoverlapping(v, value.as_mut_ptr(), value_dim);
                 v = value.as_ptr();
             }
             job.cache.put::<S>((slot, head), turned.as_ptr(), v, last);

@@ -1,0 +1,369 @@
+//! LoRA adapters: each is the model with the update in its weights, for every architecture and in both formats; a row's bits
+//! are its own whatever adapters run beside it; cached prefixes are an adapter's own.
+
+use rill_engine::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, LoadedAdapter, ModelRunner};
+use rill_engine::{SamplingParams, StopParams};
+use rill_models::{Adapter, AdapterSites, ForwardInput, LoadedModel, NoProgress, SourceOptions};
+use rill_tests::default_model;
+use rill_tests::reference::Reference;
+use rill_tests::single_sequence::SingleSequence;
+use rill_tests::tiny_adapters::{PeftReference, Scales, TinyAdapter};
+use rill_tests::tiny_models::{self, TinyModel};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const BLOCK_SIZE: usize = 16;
+const RANK_MAX: usize = 8;
+
+/// Models whose configuration a GGUF file cannot hold: see architectures.rs.
+const NOT_IN_GGUF: [&str; 3] = ["llama-dynamic", "qwen2-sliding", "gemma3-wide"];
+
+fn load(path: &Path) -> LoadedModel {
+    let files = rill_models::resolve(&path.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)
+        .expect("the files are there");
+    rill_models::load(&files, &default_model::CPU).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory")
+}
+
+fn logits(path: &Path, model: &TinyModel, adapter: Option<&Path>) -> Vec<f32> {
+    let mut single =
+        SingleSequence::new(load(path).model, BLOCK_SIZE, model.tokens.len()).expect("a small cache fits");
+    if let Some(adapter) = adapter {
+        let sites = single.adapter_sites().expect("the CPU takes adapters");
+        let adapter = sites.load(adapter, RANK_MAX).unwrap_or_else(|error| panic!("{error}"));
+        single.set_adapter(Some(Arc::new(adapter)));
+    }
+    let whole = single.logits(&model.tokens, model.tokens.len()).expect("rill runs");
+    let chunks = single.logits(&model.tokens, 7).expect("rill runs");
+    assert!(whole == chunks, "chunks change something");
+    whole
+}
+
+fn rms(values: impl Iterator<Item = f32>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0), |(sum, n), x| (sum + f64::from(x) * f64::from(x), n + 1));
+    (sum / f64::from(count)).sqrt()
+}
+
+/// The difference's size, relative to the logits'.
+fn distance(given: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(given.len(), expected.len());
+    rms(given.iter().zip(expected).map(|(a, b)| a - b)) / rms(expected.iter().copied())
+}
+
+/// What is left is rounding, of which keys and values see the most.
+const CLOSE: f64 = 0.002;
+
+#[test]
+fn adapters_are_what_merged_weights_are() {
+    let mut wrong = Vec::new();
+    for (name, model) in tiny_models::all() {
+        for scales in [Scales::Plain, Scales::Patterns] {
+            let adapter = TinyAdapter::new(&model, 1, scales);
+            let (base, merged, peft, gguf) = (folder(), folder(), folder(), folder());
+            model.write_directory(base.path(), true);
+            model.write_directory_with(merged.path(), &adapter.merged(&model), true);
+            adapter.write_directory(peft.path());
+            let expected = logits(merged.path(), &model, None);
+            let mut check = |what: &str, given: &[f32]| {
+                let distance = distance(given, &expected);
+                println!("{name:20} {scales:?} {what:30} {distance:.5}");
+                if distance > CLOSE {
+                    wrong.push(format!("{name}, {scales:?}, {what}: {distance}"));
+                }
+            };
+            check("PEFT on safetensors", &logits(base.path(), &model, Some(peft.path())));
+            let plain = logits(base.path(), &model, None);
+            assert!(distance(&plain, &expected) > 0.1, "{name}: the adapter changes little");
+            if NOT_IN_GGUF.contains(&name.as_str()) {
+                continue;
+            }
+            let file = gguf.path().join("model.gguf");
+            model.write_gguf(&file);
+            check("PEFT on GGUF", &logits(&file, &model, Some(peft.path())));
+            if scales == Scales::Plain {
+                let converted = gguf.path().join("adapter.gguf");
+                adapter.write_gguf(&model, &converted);
+                check("GGUF on GGUF", &logits(&file, &model, Some(&converted)));
+                check("GGUF on safetensors", &logits(base.path(), &model, Some(&converted)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn adapters_are_what_peft_makes_of_them() {
+    let models = tiny_models::all();
+    for (name, reference) in PeftReference::all() {
+        let model = &models[&name];
+        let adapter = TinyAdapter::new(model, 1, Scales::Patterns);
+        assert_eq!(adapter.tensors().into_keys().collect::<Vec<_>>(), reference.names, "{name}");
+        let (base, peft) = (folder(), folder());
+        model.write_directory(base.path(), true);
+        adapter.write_directory(peft.path());
+        std::fs::write(peft.path().join("adapter_config.json"), reference.config.to_string()).expect("written");
+        let distance = distance(&logits(base.path(), model, Some(peft.path())), &reference.logits());
+        println!("{name:20} {distance:.5}");
+        assert!(distance < CLOSE, "{name}: {distance}");
+    }
+}
+
+/// One step's logits for sequences of these tokens and adapters, from the start, in blocks of their own.
+fn step(loaded: &mut LoadedModel, sequences: &[(&[u32], Option<Arc<Adapter>>)]) -> Vec<Vec<f32>> {
+    let mut input = ForwardInput { query_starts: vec![0], block_table_starts: vec![0], ..ForwardInput::default() };
+    for (number, (tokens, adapter)) in sequences.iter().enumerate() {
+        for (position, &token) in tokens.iter().enumerate() {
+            input.logit_rows.push(input.token_ids.len() as u32);
+            input.token_ids.push(token);
+            input.positions.push(position as u32);
+            input.slot_mapping.push((number * 64 + position) as u32);
+        }
+        input.query_starts.push(input.token_ids.len() as u32);
+        input.context_lens.push(tokens.len() as u32);
+        input.block_tables.extend((0..4).map(|block| (number * 4 + block) as u32));
+        input.block_table_starts.push(input.block_tables.len() as u32);
+        input.adapters.push(adapter.clone());
+    }
+    let mut logits = Vec::new();
+    loaded.model.forward(&input, &mut logits).expect("a sound batch runs");
+    let width = loaded.model.shape().vocab_size;
+    let mut rows = logits.chunks_exact(width);
+    sequences.iter().map(|(tokens, _)| rows.by_ref().take(tokens.len()).flatten().copied().collect()).collect()
+}
+
+#[test]
+fn a_row_does_not_see_the_adapters_beside_it() {
+    for name in ["llama", "mixtral", "gemma2", "gpt2", "gpt-neox", "phi3", "granite"] {
+        let model = &tiny_models::all()[name];
+        let dir = folder();
+        model.write_directory(dir.path(), false);
+        let mut loaded = load(dir.path());
+        loaded.model.allocate_kv_cache(24, BLOCK_SIZE).expect("a small cache fits");
+        let sites = loaded.model.adapter_sites().expect("the CPU takes adapters").clone();
+        let adapter = |seed| {
+            let dir = folder();
+            TinyAdapter::new(model, seed, Scales::Patterns).write_directory(dir.path());
+            Some(Arc::new(sites.load(dir.path(), RANK_MAX).expect("sound")))
+        };
+        let (one, two) = (adapter(1), adapter(2));
+        let tokens = &model.tokens;
+        let sequences: Vec<(&[u32], Option<Arc<Adapter>>)> = vec![
+            (&tokens[..9], one.clone()),
+            (&tokens[..30], None),
+            (&tokens[..1], two.clone()),
+            (&tokens[..9], two.clone()),
+            (&tokens[..21], one.clone()),
+            (&tokens[..9], None),
+        ];
+        let together = step(&mut loaded, &sequences);
+        for (sequence, given) in sequences.iter().zip(&together) {
+            assert!(step(&mut loaded, std::slice::from_ref(sequence))[0] == *given, "{name}: alone it is another");
+        }
+        assert!(together[0] != together[3] && together[0] != together[5], "{name}: adapters do nothing");
+    }
+}
+
+fn refusal(sites: &AdapterSites, path: &Path) -> String {
+    sites.load(path, RANK_MAX).map(|_| ()).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn what_an_adapter_may_not_hold_is_named() {
+    let model = &tiny_models::all()["llama"];
+    let base = folder();
+    model.write_directory(base.path(), true);
+    let loaded = load(base.path());
+    let sites = loaded.model.adapter_sites().expect("the CPU takes adapters");
+    let adapter = TinyAdapter::new(model, 1, Scales::Plain);
+
+    for (field, value, part) in [
+        ("use_dora", serde_json::json!(true), "DoRA"),
+        ("modules_to_save", serde_json::json!(["lm_head"]), "modules_to_save"),
+        ("bias", serde_json::json!("lora_only"), "bias is lora_only"),
+        ("layer_replication", serde_json::json!([[0, 2]]), "layer_replication"),
+        ("alora_invocation_tokens", serde_json::json!([1]), "aLoRA"),
+        ("peft_type", serde_json::json!("IA3"), "peft_type"),
+        ("lora_alpha", serde_json::json!("many"), "lora_alpha"),
+        ("r", serde_json::json!(5), "rank 3; adapter_config.json says 5"),
+        ("rank_pattern", serde_json::json!({"(?=x)": 4}), "rank_pattern"),
+    ] {
+        let dir = folder();
+        adapter.write_directory(dir.path());
+        let mut config = adapter.config();
+        config[field] = value;
+        std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).expect("written");
+        let error = refusal(sites, dir.path());
+        assert!(error.contains(part), "{field}: {error}");
+    }
+
+    let with = |change: &dyn Fn(&mut TinyAdapter)| {
+        let mut adapter = TinyAdapter::new(model, 1, Scales::Plain);
+        change(&mut adapter);
+        let dir = folder();
+        adapter.write_directory(dir.path());
+        refusal(sites, dir.path())
+    };
+    let module = "model.layers.1.mlp.up_proj";
+    let error = with(&|adapter| {
+        let factors = adapter.modules.remove(module).expect("there");
+        adapter.modules.insert("lm_head".to_owned(), factors);
+    });
+    assert!(error.contains("lm_head"), "{error}");
+    let error = with(&|adapter| adapter.modules.get_mut(module).expect("there").b.shape = vec![3, 96]);
+    assert!(error.contains(module) && error.contains("(96, 3)"), "{error}");
+    let error = with(&|adapter| {
+        let factors = adapter.modules.remove(module).expect("there");
+        adapter.modules.insert("model.layers.2.mlp.up_proj".to_owned(), factors);
+    });
+    assert!(error.contains("layers.2"), "{error}");
+
+    let dir = folder();
+    adapter.write_directory(dir.path());
+    let error = sites.load(dir.path(), 2).map(|_| ()).expect_err("rank 3").to_string();
+    assert!(error.contains("rank 3") && error.contains("1 to 2") && error.contains("--max-lora-rank"), "{error}");
+    // A file that is cut short, one that is a pickle, and none.
+    let path = dir.path().join("adapter_model.safetensors");
+    let bytes = std::fs::read(&path).expect("written");
+    std::fs::write(&path, &bytes[..bytes.len() - 4]).expect("written");
+    assert!(refusal(sites, dir.path()).contains("not a safetensors file"));
+    std::fs::rename(&path, dir.path().join("adapter_model.bin")).expect("renamed");
+    assert!(refusal(sites, dir.path()).contains("pickle"));
+    assert!(refusal(sites, &dir.path().join("nowhere")).contains("adapter_config.json"));
+    // A model is no adapter, and neither is an adapter of another architecture.
+    let file = dir.path().join("model.gguf");
+    model.write_gguf(&file);
+    assert!(refusal(sites, &file).contains("general.type"));
+    let other = &tiny_models::all()["qwen3"];
+    let file = dir.path().join("other.gguf");
+    TinyAdapter::new(other, 1, Scales::Plain).write_gguf(other, &file);
+    assert!(refusal(sites, &file).contains("qwen3"));
+}
+
+/// An adapter of the default model, whose weights are 4-bit.
+fn default_adapter(sites: &AdapterSites, seed: u64) -> Adapter {
+    let shapes = (0..30).flat_map(|layer| {
+        [
+            ("self_attn.q_proj", (576, 576)),
+            ("self_attn.k_proj", (192, 576)),
+            ("self_attn.v_proj", (192, 576)),
+            ("self_attn.o_proj", (576, 576)),
+            ("mlp.gate_proj", (1536, 576)),
+            ("mlp.up_proj", (1536, 576)),
+            ("mlp.down_proj", (576, 1536)),
+        ]
+        .map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape))
+    });
+    let dir = folder();
+    TinyAdapter::of_modules(shapes, seed, Scales::Plain, 0.02).write_directory(dir.path());
+    sites.load(dir.path(), RANK_MAX).expect("sound")
+}
+
+fn request(prompt: &[u32], seed: u64, adapter: Option<&Arc<LoadedAdapter>>) -> GenerateRequest {
+    GenerateRequest {
+        prompt: prompt.to_vec(),
+        sampling: SamplingParams {
+            temperature: if seed == 0 { 0.0 } else { 0.9 },
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+        },
+        stop: StopParams {
+            max_tokens: 20,
+            min_tokens: 0,
+            eos_token_ids: Vec::new(),
+            stop_token_ids: Vec::new(),
+            stop_strings: Vec::new(),
+            include_stop_str: false,
+            skip_special_tokens: true,
+        },
+        logprobs: Some(2),
+        prompt_logprobs: None,
+        priority: 0,
+        cache_salt: None,
+        grammar: None,
+        adapter: adapter.cloned(),
+        tenant: None,
+    }
+}
+
+/// Tokens and the bits of their log-probabilities, and how many prompt tokens were cached.
+fn outcomes(engine: &EngineHandle, requests: &[GenerateRequest]) -> Vec<(Vec<(u32, u32)>, u32)> {
+    let streams: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).expect("taken")).collect();
+    let finish = |mut stream: rill_engine::EventStream| {
+        let mut tokens = Vec::new();
+        loop {
+            match stream.next_blocking() {
+                Some(Event::Delta { logprobs, .. }) => {
+                    tokens.extend(logprobs.iter().map(|entry| (entry.token, entry.logprob.to_bits())));
+                }
+                Some(Event::Finished { usage, .. }) => return (tokens, usage.cached_tokens),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    streams.into_iter().map(finish).collect()
+}
+
+#[test]
+fn on_the_default_model_adapters_share_batches_but_no_bits() {
+    let reference = Reference::read();
+    let loaded = default_model::load();
+    let sites = loaded.model.adapter_sites().expect("the CPU takes adapters").clone();
+    let adapters: Vec<Arc<LoadedAdapter>> =
+        (1..=2).map(|seed| Arc::new(LoadedAdapter::new(default_adapter(&sites, seed)))).collect();
+    let config = EngineConfig {
+        block_size: BLOCK_SIZE,
+        // Four prompts of five blocks fit, and each grows by one.
+        num_blocks: 21,
+        context_len: 256,
+        max_batch_tokens: 48,
+        max_running: 8,
+        ..EngineConfig::default()
+    };
+    let runner = ModelRunner::new(loaded.model, &config).expect("a small cache fits");
+    let engine = Engine::start(Box::new(runner), loaded.tokenizer.clone(), config).expect("a sound configuration");
+
+    let text = &reference.tokens;
+    let who = [None, Some(&adapters[0]), Some(&adapters[1])];
+    let requests: Vec<GenerateRequest> =
+        (0..9).map(|i| request(&text[i / 3 * 40..][..70], i as u64 / 3, who[i % 3])).collect();
+    // One after another; no prefix is another adapter's.
+    let alone: Vec<_> =
+        requests.iter().map(|request| outcomes(&engine, std::slice::from_ref(request)).remove(0)).collect();
+    assert!(alone.iter().all(|(_, cached)| *cached == 0), "{:?}", alone.iter().map(|o| o.1).collect::<Vec<_>>());
+    assert!(alone[0].0 != alone[1].0 && alone[1].0 != alone[2].0, "adapters do nothing");
+    let preemptions = engine.stats().preemptions.get();
+    let together = outcomes(&engine, &requests);
+    assert!(engine.stats().preemptions.get() > preemptions, "the cache is too large to see a preemption");
+    for (i, (alone, together)) in alone.iter().zip(&together).enumerate() {
+        assert_eq!(alone.0, together.0, "request {i} is another in company");
+    }
+
+    // Its own prefix is found again, also by the same weights loaded a second time.
+    outcomes(&engine, &requests[7..8]);
+    let again = outcomes(&engine, &requests[7..8]).remove(0);
+    assert_eq!((&again.0, again.1), (&alone[7].0, 64));
+    let reloaded = Arc::new(LoadedAdapter::new(default_adapter(&sites, 1)));
+    let renamed = outcomes(&engine, &[request(&text[80..][..70], 2, Some(&reloaded))]).remove(0);
+    assert_eq!((&renamed.0, renamed.1), (&alone[7].0, 64));
+
+    // Nothing holds an adapter when its last request has ended.
+    let weights = Arc::downgrade(reloaded.weights());
+    drop(reloaded);
+    let started = Instant::now();
+    while weights.upgrade().is_some() || adapters.iter().any(|adapter| adapter.running() + adapter.waiting() > 0) {
+        assert!(started.elapsed() < Duration::from_secs(10), "an idle engine keeps an adapter");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    engine.shutdown();
+}
