@@ -30,6 +30,7 @@ KERNELS = {
     "to_rows": (256, 40, 0, []),
     "add_bias": (256, 40, 0, []),
     "add_scaled": (256, 40, 0, []),
+    "copy_columns": (256, 40, 0, []),
     "scatter_add": (256, 40, 0, []),
     "rope_table": (128, 40, 0, []),
     "merge_partitions": (128, 40, 0, ["MUFU.EX2"]),

@@ -1,7 +1,7 @@
 // How keys and values are kept in the cache, and what a tensor core makes of them.
 //
 //   keys, values  [block][kv head][token of the block][dim]   Bf16, F16: 2 bytes; Fp8 (e4m3), Int8 (code + 128): 1 byte;
-//                                                             zeros from head_dim to dim
+//                                                             zeros from head_dim, or value_dim, to dim
 //   scales        [block][kv head][keys, values][dim / 32][token of the block] bf16, Int8 alone:
 //                 a number is scale * code, scale = amax / 127 of its 32, as on the CPU
 //

@@ -72,14 +72,14 @@ DEVICE void write_row(const float* qkv, const float* table, uint32_t count, cons
                       uint32_t head_dim, uint32_t value_dim, uint16_t* queries, const Cache<KV>& cache) {
     const uint32_t row = blockIdx.x, all = heads + 2 * cache.kv_heads, groups = cache.dim / 32;
     const uint32_t lane = threadIdx.x % 32;
-    const uint32_t turning = heads + cache.kv_heads;
-    const float* in = qkv + static_cast<size_t>(row) * (turning * head_dim + cache.kv_heads * value_dim);
+    const uint32_t keys_end = heads + cache.kv_heads;
+    const float* in = qkv + static_cast<size_t>(row) * (keys_end * head_dim + cache.kv_heads * value_dim);
     const float* turns = table + static_cast<size_t>(row) * 2 * count;
     for (uint32_t at = threadIdx.x / 32; at < all * groups; at += blockDim.x / 32) {
         const uint32_t head = at / groups, group = at % groups, d = group * 32 + lane;
         // Values come last, and may be narrower.
-        const bool value = head >= turning;
-        const float* from = in + head * head_dim - (value ? (head - turning) * (head_dim - value_dim) : 0);
+        const bool value = head >= keys_end;
+        const float* from = in + head * head_dim - (value ? (head - keys_end) * (head_dim - value_dim) : 0);
         const float x = d >= (value ? value_dim : head_dim) ? 0.0f
                         : value                             ? from[d]
                                                             : turned(from, turns, count, d);
@@ -94,9 +94,9 @@ DEVICE void write_row(const float* qkv, const float* table, uint32_t count, cons
 #define ROPE_WRITE(KV, name)                                                                                          \
     KERNEL((256), rope_write_##name, const float* qkv, const float* table, uint32_t count, const uint32_t* slots,     \
            uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t dim,                    \
-           uint32_t block_size, uint16_t* queries, uint8_t* keys, uint8_t* values, uint16_t* scales) {                \
+           uint32_t block_size, uint16_t* queries, uint8_t* keys, uint8_t* values, uint16_t* scales) {                                                        \
         const Cache<KV> cache = {keys, values, scales, kv_heads, block_size, dim};                                    \
-        write_row<KV>(qkv, table, count, slots, heads, head_dim, value_dim, queries, cache);                          \
+        write_row<KV>(qkv, table, count, slots, heads, head_dim, value_dim, queries, cache);                                     \
     }
 
 ROPE_WRITE(Bf16, bf16)

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::{Adapter, AdapterSites, ModelError};
 use rill_kernels::BestLogits;
+
+use crate::{Adapter, AdapterSites, ModelError};
 
 /// One engine step as flat, ragged arrays. Row `r` of the batch is token `token_ids[r]`; sequence `s` owns
 /// rows `query_starts[s]..query_starts[s + 1]`, which are the *last* tokens of its `context_lens[s]`-token

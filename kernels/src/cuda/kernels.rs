@@ -18,7 +18,7 @@ const fn staged(tile: usize, row: usize) -> usize {
 }
 
 /// Names as in kernels/cuda, and bytes of dynamic shared memory: all but attention over the cache.
-const PLAIN: [(&str, usize); 32] = [
+const PLAIN: [(&str, usize); 33] = [
     ("embed", 0),
     ("rms_norm", 32),
     ("layer_norm", 32),
@@ -27,6 +27,7 @@ const PLAIN: [(&str, usize); 32] = [
     ("to_rows", 0),
     ("add_bias", 0),
     ("add_scaled", 0),
+    ("copy_columns", 0),
     ("scatter_add", 0),
     ("linear_four_1x1", SMALL),
     ("linear_four_2x4", LARGE),
