@@ -14,6 +14,6 @@ pub use backend::{
     Activation, AttentionShape, Backend, CacheShape, DeviceError, KvDtype, Rope, RowDtype, StepInput,
 };
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
-pub use packed::{PackError, Stored};
+pub use packed::{PackError, Stored, packed_bytes};
 pub use pool::Pool;
 pub use quants::{DTYPES, Dtype, dequantize};

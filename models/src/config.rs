@@ -163,6 +163,8 @@ pub struct GenerationDefaults {
     pub repetition_penalty: Option<f32>,
     pub max_new_tokens: Option<usize>,
     pub suppress_tokens: Vec<u32>,
+    /// Settings that change what is generated in ways rill does not follow.
+    pub not_honoured: Vec<String>,
 }
 
 /// No model we could run has more, and every product of two of them fits 64 bits.

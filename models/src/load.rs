@@ -1,7 +1,7 @@
 //! Local files → a model ready to run.
 
 use crate::source::{ModelFiles, ModelKind};
-use crate::weights::{Safetensors, Weights};
+use crate::weights::{Quantize, Safetensors, Weights};
 use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, registry};
 use rill_kernels::cuda::{CudaBackend, Driver, DriverOptions};
 use rill_kernels::{Backend, CpuBackend, Isa, KvDtype, RowDtype};
@@ -32,6 +32,8 @@ pub struct LoadOptions {
     /// What activations that meet bf16 weights are rounded to; `None` is what the device does best: nothing on the CPU,
     /// bf16 on a GPU.
     pub row_dtype: Option<RowDtype>,
+    /// What matrices that the files keep as floats are quantised to.
+    pub quantize: Option<Quantize>,
 }
 
 impl LoadOptions {
@@ -44,6 +46,7 @@ impl LoadOptions {
             gpu_memory_utilization: 0.9,
             kv_dtype: KvDtype::Bf16,
             row_dtype: None,
+            quantize: None,
         }
     }
 }
@@ -61,13 +64,41 @@ pub struct LoadedModel {
 
 /// Loads the model `files` hold onto the device `options` name.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
-    let on_gpu = match options.device {
-        Device::Cpu => None,
-        Device::Auto => {
-            open_gpu(0, options).inspect_err(|error| tracing::info!("running on the CPU: {error}")).ok()
-        }
-        Device::Cuda(ordinal) => Some(open_gpu(ordinal, options)?),
-    };
+    OpenDevice::new(options)?.load(files, options)
+}
+
+/// A device, before there is a model on it.
+pub struct OpenDevice(Option<Box<CudaBackend>>);
+
+impl OpenDevice {
+    /// The device `options` name.
+    pub fn new(options: &LoadOptions) -> Result<OpenDevice, ModelError> {
+        Ok(OpenDevice(match options.device {
+            Device::Cpu => None,
+            Device::Auto => open_gpu(0, options)
+                .inspect_err(|error| tracing::info!("running on the CPU: {error}"))
+                .map(Box::new)
+                .ok(),
+            Device::Cuda(ordinal) => Some(Box::new(open_gpu(ordinal, options)?)),
+        }))
+    }
+
+    /// Whether models on it take the memory of the machine itself.
+    pub fn is_cpu(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Loads the model `files` hold.
+    pub fn load(self, files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+        load_onto(self.0.map(|backend| *backend), files, options)
+    }
+}
+
+fn load_onto(
+    on_gpu: Option<CudaBackend>,
+    files: &ModelFiles,
+    options: &LoadOptions,
+) -> Result<LoadedModel, ModelError> {
     if let Some(backend) = on_gpu {
         if options.kv_dtype != KvDtype::Bf16 {
             return Err(ModelError::Unsupported("KV caches of bytes exist on the CPU only, not on a GPU".into()));
@@ -78,7 +109,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             ));
         }
         let device = backend.name();
-        return load_on(files, backend, &device);
+        return load_quantized(files, backend, &device, options.quantize);
     }
     let isa = options.isa.unwrap_or_else(Isa::detect);
     if !isa.available() {
@@ -92,7 +123,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         .with_kv_dtype(options.kv_dtype)
         .with_row_dtype(options.row_dtype.unwrap_or_default());
     let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
-    load_on(files, backend, &device)
+    load_quantized(files, backend, &device, options.quantize)
 }
 
 fn open_gpu(ordinal: usize, options: &LoadOptions) -> Result<CudaBackend, ModelError> {
@@ -106,6 +137,15 @@ pub fn load_on<B: Backend + 'static>(
     files: &ModelFiles,
     backend: B,
     device: &str,
+) -> Result<LoadedModel, ModelError> {
+    load_quantized(files, backend, device, None)
+}
+
+fn load_quantized<B: Backend + 'static>(
+    files: &ModelFiles,
+    backend: B,
+    device: &str,
+    quantize: Option<Quantize>,
 ) -> Result<LoadedModel, ModelError> {
     let (config, tokenizer, weights) = match &files.kind {
         ModelKind::Gguf { path } => {
@@ -124,8 +164,11 @@ pub fn load_on<B: Backend + 'static>(
             (config, tokenizer, Weights::from_safetensors(files))
         }
     };
+    let weights = weights.with_quantize(quantize);
     let model = registry::build(backend, &config, &weights)?;
-    let description =
-        format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);
+    weights.warn_of_unused();
+    let conversions = weights.conversions()?.map_or_else(String::new, |words| format!(" {words},"));
+    let (architecture, layers, hidden) = (&config.architecture, config.layers, config.hidden_size);
+    let description = format!("{architecture}, {layers} layers of {hidden},{conversions} on {device}");
     Ok(LoadedModel { model, tokenizer: Arc::new(tokenizer), config, name: files.name.clone(), description })
 }

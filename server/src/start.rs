@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner};
-use rill_models::{LoadOptions, LoadedModel, ModelError, SourceOptions};
+use rill_models::{LoadOptions, LoadedModel, MemoryNeeds, ModelError, OpenDevice};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -17,12 +17,14 @@ use tracing_subscriber::EnvFilter;
 use crate::app::{AppState, Serving, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
-use crate::config::{ConfigError, Machine, ReasoningParser, ServeConfig};
+use crate::config::{ConfigError, KvCacheBytes, Machine, ReasoningParser, ServeConfig};
 use crate::fetch_progress::TerminalProgress;
 use crate::grammars::Grammars;
 use crate::listen;
+use crate::memory_plan::{self, DoesNotFit};
 use crate::prompt::PromptEncoder;
 use crate::reasoning::ReasoningFormat;
+use crate::sampling_defaults::{GenerationConfig, SamplingDefaults};
 use crate::tools::ToolFormat;
 
 /// The network needs little; the cores belong to the model.
@@ -45,6 +47,10 @@ pub enum StartError {
     System(#[from] std::io::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
+    #[error("the model's own sampling parameters: {0}; --generation-config vllm leaves them all out")]
+    Sampling(String),
     #[error("--chat-template {path}: {reason}")]
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
@@ -166,7 +172,7 @@ fn load_on_own_thread(config: ServeConfig) -> std::io::Result<oneshot::Receiver<
 }
 
 fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
-    let files = rill_models::resolve(&config.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
+    let files = rill_models::resolve(&config.model, &config.source, &mut TerminalProgress::default())?;
     let options = LoadOptions {
         threads: config.threads,
         device: config.device.0,
@@ -174,14 +180,30 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_dtype: config.kv_dtype,
         row_dtype: config.row_dtype,
+        quantize: config.quantize,
     };
+    let device = OpenDevice::new(&options)?;
+    let mut limits = config.engine.clone();
+    if device.is_cpu() {
+        let needs = MemoryNeeds::of(&files, config.kv_dtype)?;
+        let bytes = memory_plan::kv_cache_bytes(&needs, &limits, config.quantize, config.memory_bytes)?;
+        limits.kv_cache_bytes = KvCacheBytes::Exactly(bytes);
+    }
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
-        rill_models::load(&files, &options)?;
+        device.load(&files, &options)?;
     let template =
         template(config, model_config.chat_template.and_then(|templates| templates.default), &tokenizer)?;
 
     let shape = model.shape().clone();
-    let limits = &config.engine;
+    let sampling = match config.generation_config {
+        GenerationConfig::Auto => {
+            SamplingDefaults::of_model(&model_config.generation, shape.vocab_size).map_err(StartError::Sampling)?
+        }
+        GenerationConfig::Vllm => SamplingDefaults::OPENAI,
+    };
+    if let Some(words) = sampling.words() {
+        tracing::info!("the model's sampling parameters hold where requests set none: {words}");
+    }
     let num_blocks = limits.blocks(shape.kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
     let capacity = num_blocks * limits.block_size;
     if capacity < shape.context_len {
@@ -225,6 +247,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         prompts: PromptEncoder::new(tokenizer, context_len),
         template,
         eos_token_ids: model_config.eos_token_ids,
+        sampling,
         created_s: unix_seconds(),
         fingerprint: format!("rill_{:016x}", hasher.finish()),
     };

@@ -13,6 +13,7 @@ use rill_server::grammars::Grammars;
 use rill_server::listen::{self, ListenLimits};
 use rill_server::prompt::PromptEncoder;
 use rill_server::reasoning::ReasoningFormat;
+use rill_server::sampling_defaults::SamplingDefaults;
 use rill_server::tools::ToolFormat;
 use rill_tests::http::{self, Response};
 use serde_json::Value;
@@ -111,6 +112,7 @@ impl TestServer {
             prompts: PromptEncoder::new(tokenizer(), self.engine.config().context_len),
             template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
             eos_token_ids: vec![IM_END],
+            sampling: SamplingDefaults::OPENAI,
             tool_format: template.map_or(ToolFormat::Json, ToolFormat::of_template),
             reasoning: template.and_then(ReasoningFormat::of_template),
             grammars: Arc::new(Grammars::new(tokenizer(), self.engine.vocab_size(), vec![IM_END])),

@@ -215,4 +215,5 @@ def main():
     print(f"{FIXTURE}: {FIXTURE.stat().st_size} bytes, transformers {transformers.__version__}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod bench;
+pub mod models;
 pub mod perplexity;
 pub mod serve;
 
@@ -22,6 +23,8 @@ pub enum Command {
     Serve(Box<serve::ServeFlags>),
     /// Measure a server over HTTP beside others, and what this machine allows.
     Bench(Box<bench::BenchFlags>),
+    /// Fetch, list or remove models.
+    Models(Box<models::ModelsFlags>),
     /// How well a model foresees a text.
     Perplexity(Box<perplexity::PerplexityFlags>),
 }
