@@ -29,7 +29,7 @@ impl Batch {
                 if sequence.wants_logits(position) {
                     input.logit_rows.push(input.token_ids.len() as u32);
                 }
-                input.token_ids.push(sequence.tokens()[position]);
+                input.token_ids.push(sequence.token_at(position));
                 input.positions.push(position as u32);
                 input.slot_mapping.push(sequence.table().slot(position, block_size));
             }
@@ -45,7 +45,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::Limits;
+    use crate::scheduler::{Limits, StepBudget};
     use crate::sequence::{Sequence, SequenceKey};
 
     #[test]
@@ -56,7 +56,7 @@ mod tests {
             let key = SequenceKey { priority: 0, arrival };
             scheduler.add(Sequence::new(key, prompt, 1, scored, None));
         }
-        scheduler.schedule();
+        scheduler.schedule(StepBudget::UNLIMITED);
         let mut batch = Batch::default();
         batch.build(&scheduler);
         // Half of five for the shorter prompt, the rest for the older one.
@@ -74,8 +74,9 @@ mod tests {
             let position = input.positions[row];
             assert_eq!(slot, input.block_tables[first + position as usize / 2] * 2 + position % 2);
         }
-        scheduler.commit();
-        scheduler.schedule();
+        scheduler.settle(0, &[]);
+        scheduler.settle(1, &[]);
+        scheduler.schedule(StepBudget::UNLIMITED);
         batch.build(&scheduler);
         assert_eq!(batch.input.token_ids, [13, 22]);
         assert_eq!(batch.input.positions, [3, 2]);

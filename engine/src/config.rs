@@ -21,6 +21,8 @@ pub struct EngineConfig {
     pub max_queue_wait_ms: Option<u64>,
     /// Keep the blocks of finished sequences for later prompts that begin alike.
     pub prefix_caching: bool,
+    /// Tokens proposed to follow a sequence and checked in one step, at most. 0: none.
+    pub max_drafts: usize,
 }
 
 impl Default for EngineConfig {
@@ -35,6 +37,7 @@ impl Default for EngineConfig {
             max_waiting_tokens: 1 << 20,
             max_queue_wait_ms: None,
             prefix_caching: true,
+            max_drafts: 8,
         }
     }
 }

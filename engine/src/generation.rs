@@ -1,5 +1,6 @@
 //! What one request's computed rows become: log-probabilities, tokens, text, events, and its times.
 
+use crate::config::EngineConfig;
 use crate::constraint::{Constraint, MaskThread};
 use crate::detokenizer::{Detokenizer, TokenText};
 use crate::handle::Submission;
@@ -7,14 +8,26 @@ use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLog
 use crate::sampler::{RuledOut, Sampler, TokenHistory};
 use crate::scheduler::PlanEntry;
 use crate::sequence::{Sequence, SequenceKey};
+use crate::softmax::RowError;
+use crate::speculate::{Drafter, Payoff};
 use crate::stats::{BacklogPlace, Outcome, Stats};
 use crate::stop::StopMatcher;
 
-/// A generated token, not yet accounted for.
-#[derive(Debug)]
-pub(crate) struct Drawn {
-    token: u32,
-    logprobs: Option<TokenLogprobs>,
+/// What the step computed of one sequence.
+#[derive(Clone, Copy)]
+pub(crate) struct ComputedRows<'a> {
+    pub(crate) sequence: &'a Sequence,
+    pub(crate) entry: PlanEntry,
+    /// A row for each position the sequence wants, one after another.
+    pub(crate) logits: &'a [f32],
+    pub(crate) vocab_size: usize,
+}
+
+/// What it takes to make tokens and events of logits.
+pub(crate) struct Output<'a> {
+    pub(crate) sampler: &'a mut Sampler,
+    pub(crate) text: &'a dyn TokenText,
+    pub(crate) events: &'a mut Vec<(SequenceKey, Event)>,
 }
 
 /// Why one sequence cannot go on.
@@ -32,6 +45,10 @@ impl SequenceFailure {
     fn grammar(message: String) -> SequenceFailure {
         SequenceFailure { kind: FailureKind::Grammar, message }
     }
+}
+
+fn bad_row(error: RowError) -> SequenceFailure {
+    SequenceFailure::internal(error.to_string())
 }
 
 /// Moments of a request's life, in microseconds of the engine's clock.
@@ -61,6 +78,8 @@ pub(crate) struct Generation {
     stops: StopMatcher,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     prompt_done: bool,
+    /// Proposes what may follow; `None`: nothing ever is.
+    drafter: Option<Drafter>,
     events: flume::Sender<Event>,
     /// Until the first admission.
     place: Option<BacklogPlace>,
@@ -74,13 +93,13 @@ impl Generation {
     pub(crate) fn begin(
         submission: Submission,
         arrival: u64,
-        context_len: usize,
+        config: &EngineConfig,
         text: &dyn TokenText,
     ) -> (Sequence, Generation) {
         let Submission { mut request, events, place, in_flight, submitted_us } = submission;
         let prompt = std::mem::take(&mut request.prompt);
         let key = SequenceKey { priority: request.priority, arrival };
-        let max_tokens = request.max_new_tokens(prompt.len(), context_len);
+        let max_tokens = request.max_new_tokens(prompt.len(), config.context_len);
         let stop = &request.stop;
         let constraint = request.grammar.as_ref().map(Constraint::new);
         let grammar_ends = match &request.grammar {
@@ -105,6 +124,7 @@ impl Generation {
             stops: StopMatcher::new(&stop.stop_strings, stop.include_stop_str),
             prompt_logprobs: Vec::new(),
             prompt_done: false,
+            drafter: (config.max_drafts > 0).then(Drafter::default),
             events,
             place: Some(place),
             _in_flight: in_flight,
@@ -113,7 +133,14 @@ impl Generation {
         };
         let scored = generation.request.prompt_logprobs.is_some();
         let salt = generation.request.cache_salt.as_deref().map(Into::into);
-        (Sequence::new(key, prompt, max_tokens, scored, salt), generation)
+        let tenant = generation.request.tenant.clone();
+        (Sequence::new(key, prompt, max_tokens, scored, salt).of_tenant(tenant), generation)
+    }
+
+    /// Whether several of its kind can share one computation of their prompt: they sample, and nobody asked for the
+    /// prompt's own log-probabilities.
+    pub(crate) fn can_follow(&self) -> bool {
+        self.request.prompt_logprobs.is_none() && self.max_tokens > 0
     }
 
     /// Nobody listens any more.
@@ -142,16 +169,26 @@ impl Generation {
         self.constraint.is_some()
     }
 
-    /// Reads the logits of a planned run of tokens, one row for each the sequence wants: the prompt's are kept, the
-    /// last token's gives the next token.
-    pub(crate) fn sample<'a>(
+    /// Adds to `draft` what may follow the decoding `sequence`, as far as checking it pays.
+    pub(crate) fn propose(&mut self, sequence: &Sequence, payoff: Payoff, draft: &mut Vec<u32>) {
+        // Of what is left to generate, the last token is drawn and never drafted.
+        let most = (self.max_tokens - self.generated).saturating_sub(1);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.propose(sequence.tokens(), Payoff { most: payoff.most.min(most), ..payoff }, draft);
+        }
+    }
+
+    /// Makes of a step's rows what they mean: the prompt's log-probabilities, and new tokens with their events. Leaves the
+    /// tokens in `new`: one from the last row that is sure, and one more for each drafted token that was the one drawn. Returns
+    /// whether the generation has ended.
+    pub(crate) fn take_rows(
         &mut self,
-        sequence: &Sequence,
-        entry: &PlanEntry,
-        mut rows: impl Iterator<Item = &'a [f32]>,
-        sampler: &mut Sampler,
-    ) -> Result<Option<Drawn>, SequenceFailure> {
-        let mut drawn = None;
+        computed: ComputedRows<'_>,
+        output: &mut Output<'_>,
+        new: &mut Vec<u32>,
+    ) -> Result<bool, SequenceFailure> {
+        let ComputedRows { sequence, entry, logits, vocab_size } = computed;
+        let mut rows = logits.chunks_exact(vocab_size);
         for position in entry.start..entry.start + entry.count {
             if !sequence.wants_logits(position) {
                 continue;
@@ -159,73 +196,111 @@ impl Generation {
             let row = rows
                 .next()
                 .ok_or_else(|| SequenceFailure::internal("the runner returned too few rows of logits"))?;
-            let failed = |error| SequenceFailure::internal(format!("{error} (at position {position})"));
             if let Some(&next) = sequence.tokens().get(position + 1) {
                 if self.prompt_logprobs.is_empty() {
                     self.prompt_logprobs.push(None);
                 }
                 let top = self.request.prompt_logprobs.unwrap_or(0);
-                let logprobs = sampler.logprobs(row, next, top as usize).map_err(failed)?;
+                let logprobs = output.sampler.logprobs(row, next, top as usize).map_err(bad_row)?;
                 self.prompt_logprobs.push(Some(logprobs));
                 continue;
             }
-            let minimum_reached = self.generated >= self.request.stop.min_tokens as usize;
-            let mut tokens = if minimum_reached { &self.grammar_ends[..] } else { &self.masked };
-            let mask = match &mut self.constraint {
-                Some(constraint) => Some(constraint.mask().map_err(SequenceFailure::grammar)?),
-                None => None,
-            };
-            // A grammar that can only end now does.
-            if mask.is_some_and(|mask| !mask.allows_more_than(tokens)) {
-                tokens = &[];
+            self.end_prompt(sequence, entry.end(), output);
+            let (token, last) = self.take_row(sequence, row, output)?;
+            new.push(token);
+            if last {
+                return Ok(true);
             }
-            let ruled = RuledOut { tokens, mask };
-            let index = self.generated as u64;
-            let token =
-                sampler.sample(row, &self.request.sampling, &self.history, ruled, index).map_err(failed)?;
-            let logprobs = match self.request.logprobs {
-                Some(top) => Some(sampler.logprobs(row, token, top as usize).map_err(failed)?),
-                None => None,
-            };
-            drawn = Some(Drawn { token, logprobs });
+            if sequence.draft().get(new.len() - 1) != Some(&token) {
+                break;
+            }
         }
-        Ok(drawn)
+        if entry.drafts > 0
+            && let Some(drafter) = &mut self.drafter
+        {
+            drafter.learn(entry.drafts, new.len() - 1);
+        }
+        self.end_prompt(sequence, entry.end(), output);
+        if self.prompt_done && self.max_tokens == 0 {
+            self.finish(sequence, FinishReason::Length, output);
+            return Ok(true);
+        }
+        Ok(false)
     }
 
-    /// Takes in a step's result and queues the events it causes. Returns the new token, and whether it was the last.
-    pub(crate) fn advance(
+    /// Draws the next token from its row, and queues the events that causes. Returns it, and whether it is the last.
+    fn take_row(
         &mut self,
         sequence: &Sequence,
-        drawn: Option<Drawn>,
-        text: &dyn TokenText,
-        out: &mut Vec<(SequenceKey, Event)>,
-    ) -> Result<(Option<u32>, bool), SequenceFailure> {
-        let key = sequence.key();
-        if !self.prompt_done && sequence.computed() >= self.prompt_len {
-            self.prompt_done = true;
-            if self.request.prompt_logprobs.is_some() {
-                let mut logprobs = std::mem::take(&mut self.prompt_logprobs);
-                logprobs.resize(self.prompt_len, None);
-                out.push((key, Event::Prompt { logprobs }));
-            }
+        row: &[f32],
+        output: &mut Output<'_>,
+    ) -> Result<(u32, bool), SequenceFailure> {
+        let (token, logprobs) = self.draw(row, output.sampler)?;
+        let (delta, end) = self.accept(token, output.text)?;
+        let logprobs = logprobs.into_iter().collect();
+        output.events.push((sequence.key(), Event::Delta { text: delta, token_ids: vec![token], logprobs }));
+        if let Some(reason) = end {
+            self.finish(sequence, reason, output);
         }
-        let mut reason = (self.prompt_done && self.max_tokens == 0).then_some(FinishReason::Length);
-        let token = drawn.as_ref().map(|drawn| drawn.token);
-        if let Some(Drawn { token, logprobs }) = drawn {
-            let (delta, end) = self.accept(token, text)?;
-            reason = end;
-            let logprobs = logprobs.into_iter().collect();
-            out.push((key, Event::Delta { text: delta, token_ids: vec![token], logprobs }));
+        Ok((token, end.is_some()))
+    }
+
+    /// The first token of a choice whose prompt another one computed, from that one's last row.
+    pub(crate) fn take_first_row(
+        &mut self,
+        sequence: &Sequence,
+        row: &[f32],
+        output: &mut Output<'_>,
+    ) -> Result<(u32, bool), SequenceFailure> {
+        self.prompt_done = true;
+        self.take_row(sequence, row, output)
+    }
+
+    fn draw(
+        &mut self,
+        row: &[f32],
+        sampler: &mut Sampler,
+    ) -> Result<(u32, Option<TokenLogprobs>), SequenceFailure> {
+        let minimum_reached = self.generated >= self.request.stop.min_tokens as usize;
+        let mut tokens = if minimum_reached { &self.grammar_ends[..] } else { &self.masked };
+        let mask = match &mut self.constraint {
+            Some(constraint) => Some(constraint.mask().map_err(SequenceFailure::grammar)?),
+            None => None,
+        };
+        // A grammar that can only end now does.
+        if mask.is_some_and(|mask| !mask.allows_more_than(tokens)) {
+            tokens = &[];
         }
-        if let Some(reason) = reason {
-            let usage = Usage {
-                prompt_tokens: self.prompt_len as u32,
-                completion_tokens: self.generated as u32,
-                cached_tokens: sequence.cached_prompt_tokens as u32,
-            };
-            out.push((key, Event::Finished { reason, usage }));
+        let ruled = RuledOut { tokens, mask };
+        let index = self.generated as u64;
+        let token = sampler.sample(row, &self.request.sampling, &self.history, ruled, index).map_err(bad_row)?;
+        let logprobs = match self.request.logprobs {
+            Some(top) => Some(sampler.logprobs(row, token, top as usize).map_err(bad_row)?),
+            None => None,
+        };
+        Ok((token, logprobs))
+    }
+
+    /// Notes that the prompt is computed, once it is, and tells what was asked about it.
+    fn end_prompt(&mut self, sequence: &Sequence, computed: usize, output: &mut Output<'_>) {
+        if self.prompt_done || computed < self.prompt_len {
+            return;
         }
-        Ok((token, reason.is_some()))
+        self.prompt_done = true;
+        if self.request.prompt_logprobs.is_some() {
+            let mut logprobs = std::mem::take(&mut self.prompt_logprobs);
+            logprobs.resize(self.prompt_len, None);
+            output.events.push((sequence.key(), Event::Prompt { logprobs }));
+        }
+    }
+
+    fn finish(&self, sequence: &Sequence, reason: FinishReason, output: &mut Output<'_>) {
+        let usage = Usage {
+            prompt_tokens: self.prompt_len as u32,
+            completion_tokens: self.generated as u32,
+            cached_tokens: sequence.cached_prompt_tokens as u32,
+        };
+        output.events.push((sequence.key(), Event::Finished { reason, usage }));
     }
 
     /// The text that `token` lets out, and why the generation ends, if it does.

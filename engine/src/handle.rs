@@ -55,7 +55,7 @@ pub enum Health {
 
 /// What travels to the engine thread.
 pub(crate) enum Message {
-    Submit(Box<Submission>),
+    Submit(Vec<Submission>),
     /// Look at `Shared::stop`.
     Wake,
 }
@@ -136,34 +136,54 @@ impl EngineHandle {
 
     /// Queues a request; never blocks.
     pub fn submit(&self, request: GenerateRequest) -> Result<EventStream, SubmitError> {
+        let mut streams = self.submit_all(vec![request])?;
+        streams.pop().ok_or_else(|| SubmitError::Invalid("no request was given".into()))
+    }
+
+    /// Queues all of `requests`, or none; never blocks. Neighbours with one prompt compute it once.
+    pub fn submit_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<EventStream>, SubmitError> {
         let Shared { config, vocab_size, .. } = &*self.shared;
-        request.check(*vocab_size, config.context_len).map_err(SubmitError::Invalid)?;
-        let prompt_len = request.prompt.len();
-        // The last generated token is never computed, so it takes no slot.
-        let needed = prompt_len + request.max_new_tokens(prompt_len, config.context_len).saturating_sub(1);
-        if needed > config.capacity_tokens() {
-            return Err(SubmitError::TooLarge { needed, capacity: config.capacity_tokens() });
+        for request in &requests {
+            request.check(*vocab_size, config.context_len).map_err(SubmitError::Invalid)?;
+            let prompt_len = request.prompt.len();
+            // The last generated token is never computed, so it takes no slot.
+            let needed = prompt_len + request.max_new_tokens(prompt_len, config.context_len).saturating_sub(1);
+            if needed > config.capacity_tokens() {
+                return Err(SubmitError::TooLarge { needed, capacity: config.capacity_tokens() });
+            }
         }
-        let (sender, events) = flume::bounded(request.events_max(config.context_len));
         let gate = self.shared.gate();
         let in_flight = match &*gate {
             Gate::Open(in_flight) => in_flight.clone(),
             Gate::Closed(Health::Dead(reason)) => return Err(SubmitError::Dead(reason.clone())),
             Gate::Closed(_) => return Err(SubmitError::Draining),
         };
+        let submitted_us = self.shared.clock.now_us();
+        let mut streams = Vec::with_capacity(requests.len());
+        let mut submissions = Vec::with_capacity(requests.len());
+        for request in requests {
+            // Of several, those that have a place already give it up again when one finds none.
+            let place = self.enter_backlog(request.prompt.len())?;
+            let (sender, events) = flume::bounded(request.events_max(config.context_len));
+            let in_flight = in_flight.clone();
+            submissions.push(Submission { request, events: sender, place, in_flight, submitted_us });
+            streams.push(EventStream { events });
+        }
+        match self.messages.try_send(Message::Submit(submissions)) {
+            Ok(()) => Ok(streams),
+            Err(_) => Err(SubmitError::Dead("its thread is gone".into())),
+        }
+    }
+
+    fn enter_backlog(&self, prompt_len: usize) -> Result<BacklogPlace, SubmitError> {
+        let config = &self.shared.config;
         let limits = (config.max_waiting, config.max_waiting_tokens);
-        let place = BacklogPlace::enter(&self.shared.stats, prompt_len, limits).map_err(|full| match full {
+        BacklogPlace::enter(&self.shared.stats, prompt_len, limits).map_err(|full| match full {
             BacklogFull::Requests(waiting) => SubmitError::QueueFull { waiting, limit: limits.0 },
             BacklogFull::Tokens(waiting_tokens) => {
                 SubmitError::QueueTokensFull { waiting_tokens, limit: limits.1 }
             }
-        })?;
-        let submitted_us = self.shared.clock.now_us();
-        let submission = Submission { request, events: sender, place, in_flight, submitted_us };
-        match self.messages.try_send(Message::Submit(Box::new(submission))) {
-            Ok(()) => Ok(EventStream { events }),
-            Err(_) => Err(SubmitError::Dead("its thread is gone".into())),
-        }
+        })
     }
 
     pub fn config(&self) -> &EngineConfig {

@@ -1,6 +1,7 @@
 //! What a caller asks of the engine and what it hears back.
 
 use crate::constraint::Grammar;
+use crate::sequence::Tenant;
 
 /// One sequence to generate. `n > 1` is several of these, submitted one by one.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<String>,
+    /// On whose behalf it runs: among equal priorities, tenants share the engine fairly.
+    pub tenant: Tenant,
     /// What the generated text must match. Where only its end is left it ends, whatever `min_tokens` says.
     pub grammar: Option<Grammar>,
 }

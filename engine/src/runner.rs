@@ -3,6 +3,7 @@
 use rill_models::{ForwardInput, Model, ModelError};
 
 use crate::config::EngineConfig;
+use crate::kv::BlockId;
 
 /// A forward pass failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +20,17 @@ pub enum RunnerError {
 pub trait Runner: Send {
     /// Width of a logits row; token ids are below it.
     fn vocab_size(&self) -> usize;
+
+    /// Copies whole blocks of the cache, one pair (from, to) after the other.
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError>;
+
+    /// Bytes [`Runner::read_block`] gives.
+    fn block_bytes(&self) -> usize;
+
+    /// Fills `out` with the keys and values of a block, which [`Runner::write_block`] puts back.
+    fn read_block(&mut self, block: BlockId, out: &mut Vec<u8>) -> Result<(), RunnerError>;
+
+    fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), RunnerError>;
 
     /// Writes the keys and values of `input`'s rows to their slots and fills `logits` with
     /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
@@ -43,8 +55,28 @@ impl Runner for ModelRunner {
         self.model.shape().vocab_size
     }
 
-    fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
-        // A model gives no way to tell whether its cache survived an error.
-        self.model.forward(input, logits).map_err(|error| RunnerError::Fatal(error.to_string()))
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {
+        self.model.copy_blocks(pairs).map_err(fatal)
     }
+
+    fn block_bytes(&self) -> usize {
+        self.model.block_bytes()
+    }
+
+    fn read_block(&mut self, block: BlockId, out: &mut Vec<u8>) -> Result<(), RunnerError> {
+        self.model.read_block(block, out).map_err(fatal)
+    }
+
+    fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), RunnerError> {
+        self.model.write_block(block, bytes).map_err(fatal)
+    }
+
+    fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
+        self.model.forward(input, logits).map_err(fatal)
+    }
+}
+
+/// A model gives no way to tell whether its cache survived an error.
+fn fatal(error: ModelError) -> RunnerError {
+    RunnerError::Fatal(error.to_string())
 }

@@ -5,23 +5,31 @@
 //!
 //! 1. **Decode rows first.** Every running sequence with one pending token gets its row, so no prompt, however
 //!    long, stalls a stream. The budget is at least the number of running sequences, so there is a row for each.
-//! 2. **Admission**, strictly in order (priority, then arrival), while there is a place and the blocks for the
-//!    whole sequence are there beyond what those already running will need.
+//! 2. **Admission**, strictly in order, while there is a place and the blocks for the whole sequence are there beyond
+//!    what those already running will need. The order is priority, then who was preempted, then the tenant served
+//!    least so far ([`crate::fair_share`]), then arrival.
 //! 3. **Prefill** shares what is left of the budget, `L`, among the best priority present: half goes to the
 //!    *shortest* remaining prompts, shortest first, the rest to the *oldest*, oldest first; what they cannot use
 //!    goes to the next priority. So at equal priority an admitted prompt is through after at most
 //!    `ceil(T / floor(L / 2))` steps, where `T` is the smaller of two sums, each with its own tokens: the pending
 //!    tokens of all prompts before it in order, and those of all prompts that are shorter. A long prompt does not
-//!    hold up short ones, and short ones do not starve a long one.
+//!    hold up short ones, and short ones do not starve a long one. While others decode, `L` is bounded by the caller
+//!    too, who knows how long a step takes.
+//! 4. **Drafts** take what is left: tokens proposed to follow a decoding sequence, checked in the same step, in blocks
+//!    that nobody else needs.
+//!
+//! Sequences submitted as choices of one prompt wait for the first of them, their leader, to compute it, and then start
+//! from its blocks. The last block, if it is not full, is shared until one of them is about to write to it: that one gets a copy.
 //!
 //! When no block is left, the sequence ranking last (lowest priority, then latest) is preempted: its blocks are
 //! released last one first, it waits in its old place in the order, and recomputes from whatever is still cached.
 //! Nobody is preempted for one that ranks lower (that one stalls until the next step) or that waits. The first in order
 //! can always take every block there is, so if each request fits the pool alone, each step makes progress.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use crate::kv::{BlockPool, blocks_for};
+use crate::fair_share::{FairShare, GENERATED_TOKEN_PRICE};
+use crate::kv::{BlockId, BlockPool, Digest, blocks_for};
 use crate::sequence::{Sequence, SequenceKey};
 
 /// Bounds of one step.
@@ -33,7 +41,7 @@ pub struct Limits {
     pub max_running: usize,
 }
 
-/// A running sequence's share of the step: tokens `start .. start + count`.
+/// A running sequence's share of the step: tokens `start .. start + count`, the last `drafts` of them proposed only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanEntry {
     /// Place in [`Scheduler::running`] until the next call to [`Scheduler::schedule`] or [`Scheduler::remove`].
@@ -41,9 +49,39 @@ pub struct PlanEntry {
     pub key: SequenceKey,
     pub start: usize,
     pub count: usize,
+    pub drafts: usize,
 }
 
-/// What the next forward pass computes.
+impl PlanEntry {
+    /// The first position after the tokens that are sure.
+    pub fn end(&self) -> usize {
+        self.start + self.count - self.drafts
+    }
+}
+
+/// What the caller, who knows how long things take, lets a step do besides generating.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepBudget {
+    /// Tokens of prompts beside sequences that decode; at least one is granted.
+    pub prefill_rows: usize,
+    /// Blocks to be read back.
+    pub restores: usize,
+}
+
+impl StepBudget {
+    /// Nobody's patience is at stake.
+    pub const UNLIMITED: StepBudget = StepBudget { prefill_rows: usize::MAX, restores: usize::MAX };
+}
+
+/// A block of a running sequence whose content is kept elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restore {
+    pub key: SequenceKey,
+    pub block: BlockId,
+    pub digest: Digest,
+}
+
+/// What the next step does: spills, copies, restores, then computes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct StepPlan {
     /// Single rows first, then longer runs.
@@ -52,6 +90,12 @@ pub struct StepPlan {
     pub tokens: usize,
     /// Sequences that have just left the queue for the first time.
     pub admitted: Vec<SequenceKey>,
+    /// Evicted blocks, and what they hold until something is written to them.
+    pub spills: Vec<(BlockId, Digest)>,
+    /// Blocks to be filled from elsewhere; their sequences compute nothing in this step.
+    pub restores: Vec<Restore>,
+    /// Blocks to be copied before anything is restored or computed, in this order: from, to.
+    pub copies: Vec<(BlockId, BlockId)>,
 }
 
 /// Totals since the start.
@@ -62,6 +106,12 @@ pub struct Totals {
     pub cache_queries: u64,
     /// Prompt tokens found there.
     pub cache_hits: u64,
+    /// Choices that started from their leader's blocks.
+    pub forks: u64,
+    /// Blocks copied because one of several holders was about to write.
+    pub copies: u64,
+    /// Blocks read back.
+    pub restores: u64,
 }
 
 /// The queues, the blocks, and the plan of the current step.
@@ -71,11 +121,17 @@ pub struct Scheduler {
     pool: BlockPool,
     prefix_caching: bool,
     waiting: BTreeMap<SequenceKey, Sequence>,
+    /// Sequences that wait for another's prompt, by its key.
+    followers: BTreeMap<SequenceKey, Vec<Sequence>>,
     /// In order: preempting takes the last.
     running: Vec<Sequence>,
+    shares: FairShare,
     plan: StepPlan,
+    /// What can be read back.
+    spilled: HashSet<Digest>,
     /// Tokens of the budget not granted yet.
     left: usize,
+    restores_left: usize,
     totals: Totals,
 }
 
@@ -87,9 +143,13 @@ impl Scheduler {
             pool: BlockPool::new(num_blocks, block_size, prefix_caching),
             prefix_caching,
             waiting: BTreeMap::new(),
+            followers: BTreeMap::new(),
             running: Vec::new(),
+            shares: FairShare::default(),
             plan: StepPlan::default(),
+            spilled: HashSet::new(),
             left: 0,
+            restores_left: 0,
             totals: Totals::default(),
         }
     }
@@ -97,36 +157,105 @@ impl Scheduler {
     /// Queues a sequence. Its blocks, grown to its full length, must fit the pool.
     pub fn add(&mut self, sequence: Sequence) {
         debug_assert!(sequence.pending() > 0 && sequence.table.is_empty());
+        self.shares.enter(&sequence.tenant);
         self.waiting.insert(sequence.key, sequence);
+    }
+
+    /// Queues a sequence with the prompt, priority, salt and tenant of `leader`, which was added before and has not
+    /// computed it. It starts from the leader's blocks, or on its own if the leader is removed before.
+    pub fn add_follower(&mut self, leader: SequenceKey, sequence: Sequence) {
+        debug_assert!(sequence.samples && sequence.prompt_rows_from.is_none());
+        self.shares.enter(&sequence.tenant);
+        self.followers.entry(leader).or_default().push(sequence);
     }
 
     /// Takes a sequence out, wherever it is, and releases its blocks.
     pub fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
-        if let Some(sequence) = self.waiting.remove(&key) {
-            return Some(sequence);
-        }
-        let index = self.running.binary_search_by_key(&key, |sequence| sequence.key).ok()?;
-        let mut sequence = self.running.remove(index);
+        let mut sequence = self.take_out(key)?;
         sequence.release_blocks(&mut self.pool);
+        self.shares.leave(&sequence.tenant);
+        if let Some(mut followers) = self.followers.remove(&key) {
+            let leader = followers.remove(0);
+            if !followers.is_empty() {
+                self.followers.insert(leader.key, followers);
+            }
+            self.waiting.insert(leader.key, leader);
+        }
         Some(sequence)
     }
 
-    /// Plans the next step. Nothing is computed before [`Scheduler::commit`] says so.
-    pub fn schedule(&mut self) -> &StepPlan {
+    fn take_out(&mut self, key: SequenceKey) -> Option<Sequence> {
+        if let Some(sequence) = self.waiting.remove(&key) {
+            return Some(sequence);
+        }
+        if let Ok(index) = self.running_index(key) {
+            return Some(self.running.remove(index));
+        }
+        let mut groups = self.followers.iter_mut();
+        let (leader, place) = groups.find_map(|(&leader, group)| {
+            group.iter().position(|sequence| sequence.key == key).map(|place| (leader, place))
+        })?;
+        let group = self.followers.get_mut(&leader)?;
+        let sequence = group.remove(place);
+        if group.is_empty() {
+            self.followers.remove(&leader);
+        }
+        Some(sequence)
+    }
+
+    fn running_index(&self, key: SequenceKey) -> Result<usize, usize> {
+        self.running.binary_search_by_key(&key, |sequence| sequence.key)
+    }
+
+    /// Proposes what may follow the running sequence `index`, which decodes, for the next call to
+    /// [`Scheduler::schedule`] alone. The step may have room for fewer.
+    pub fn propose(&mut self, index: usize, draft: &[u32]) {
+        let sequence = &mut self.running[index];
+        debug_assert!(sequence.pending() == 1 && sequence.samples);
+        sequence.draft.extend_from_slice(draft);
+    }
+
+    /// Whether the content of this digest can be read back.
+    pub fn set_spilled(&mut self, digest: Digest, there: bool) {
+        if there {
+            self.spilled.insert(digest);
+        } else {
+            self.spilled.remove(&digest);
+        }
+    }
+
+    pub fn is_spilled(&self, digest: &Digest) -> bool {
+        self.spilled.contains(digest)
+    }
+
+    /// Plans the next step: nothing is computed before [`Scheduler::settle`] says so, nor restored before
+    /// [`Scheduler::settle_restores`] does.
+    pub fn schedule(&mut self, budget: StepBudget) -> &StepPlan {
         self.left = self.limits.max_batch_tokens;
+        self.restores_left = budget.restores;
         self.plan.admitted.clear();
+        self.plan.copies.clear();
+        self.plan.restores.clear();
+        self.plan.spills.clear();
         for sequence in &mut self.running {
             sequence.granted = 0;
+            sequence.granted_drafts = 0;
             sequence.stalled = false;
         }
         let preemptions_before = self.totals.preemptions;
         self.grant_decode_rows();
+        let nobody_decodes = self.left == self.limits.max_batch_tokens;
+        let kept_back = if nobody_decodes { 0 } else { self.left.saturating_sub(budget.prefill_rows.max(1)) };
+        self.left -= kept_back;
         // Whoever just lost its blocks would only take them back.
         if self.totals.preemptions == preemptions_before {
             self.admit();
         }
         self.grant_prefill();
+        self.left += kept_back;
+        self.grant_drafts();
         self.write_plan();
+        self.plan.spills.extend(self.pool.take_evicted());
         &self.plan
     }
 
@@ -134,16 +263,76 @@ impl Scheduler {
         &self.plan
     }
 
-    /// The planned tokens have been computed.
-    pub fn commit(&mut self) {
-        for entry in &self.plan.entries {
-            self.running[entry.index].commit(entry.count, &mut self.pool);
+    /// The tokens of the plan's entry `place` have been computed, and `new` is what followed: nothing while the prompt
+    /// is not through, one token, or more where each but the last was the one drafted.
+    pub fn settle(&mut self, place: usize, new: &[u32]) {
+        let PlanEntry { index, count, drafts, .. } = self.plan.entries[place];
+        debug_assert!(new.len() <= drafts + 1);
+        let sequence = &mut self.running[index];
+        debug_assert!(sequence.draft.starts_with(&new[..new.len().saturating_sub(1)]));
+        sequence.tokens.extend_from_slice(new);
+        sequence.draft.clear();
+        sequence.commit(count - drafts + new.len().saturating_sub(1), &mut self.pool);
+        sequence.trim_blocks(&mut self.pool);
+        self.shares.charge(&sequence.tenant, GENERATED_TOKEN_PRICE * new.len() as u64);
+    }
+
+    /// What the plan wanted to be restored has been, or has not.
+    pub fn settle_restores(&mut self, restored: &[bool]) {
+        let size = self.pool.block_size();
+        for (&Restore { key, block, digest }, &restored) in self.plan.restores.iter().zip(restored) {
+            if !restored {
+                self.spilled.remove(&digest);
+            }
+            let Ok(index) = self.running_index(key) else { continue };
+            let sequence = &mut self.running[index];
+            // What follows a block that could not be had is of no use.
+            if restored && sequence.table.blocks().get(sequence.computed / size) == Some(&block) {
+                self.totals.restores += 1;
+                self.totals.cache_hits += sequence.commit_restored(&mut self.pool) as u64;
+            }
+        }
+        for restore in &self.plan.restores {
+            if let Ok(index) = self.running_index(restore.key) {
+                self.running[index].trim_blocks(&mut self.pool);
+            }
         }
     }
 
-    /// Adds a generated token to a running sequence.
-    pub fn append(&mut self, index: usize, token: u32) {
-        self.running[index].tokens.push(token);
+    /// Whether sequences wait for this one's prompt.
+    pub fn has_followers(&self, key: SequenceKey) -> bool {
+        self.followers.contains_key(&key)
+    }
+
+    /// The prompt of `leader`, which is running, has been computed: those who wait for it start from its blocks as far
+    /// as there are places, and are owed a token from its logits. The rest joins the queue. Changes places in
+    /// [`Scheduler::running`].
+    pub fn fork(&mut self, leader: SequenceKey) -> Vec<SequenceKey> {
+        let mut forked = Vec::new();
+        for mut sequence in self.followers.remove(&leader).unwrap_or_default() {
+            let place = self.running.partition_point(|other| other.key < sequence.key);
+            match self.running_index(leader) {
+                Ok(leader) if self.running.len() < self.limits.max_running => {
+                    sequence.fork_from(&self.running[leader], &mut self.pool);
+                    forked.push(sequence.key);
+                    self.totals.forks += 1;
+                    self.running.insert(place, sequence);
+                }
+                _ => {
+                    self.waiting.insert(sequence.key, sequence);
+                }
+            }
+        }
+        forked
+    }
+
+    /// The first token of a sequence just forked.
+    pub fn append(&mut self, key: SequenceKey, token: u32) {
+        if let Ok(index) = self.running_index(key) {
+            let sequence = &mut self.running[index];
+            sequence.tokens.push(token);
+            self.shares.charge(&sequence.tenant, GENERATED_TOKEN_PRICE);
+        }
     }
 
     /// The prompt rows of a running sequence before `position` have been seen and need not be computed again.
@@ -158,9 +347,14 @@ impl Scheduler {
         &self.running
     }
 
-    /// Sequences that hold none, in order.
-    pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Sequence> {
-        self.waiting.values()
+    /// A running sequence.
+    pub fn running_sequence(&self, key: SequenceKey) -> Option<&Sequence> {
+        self.running_index(key).ok().map(|index| &self.running[index])
+    }
+
+    /// Sequences that hold none: those in the queue, then those that wait for another's prompt.
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.waiting.values().chain(self.followers.values().flatten())
     }
 
     pub fn is_idle(&self) -> bool {
@@ -185,15 +379,36 @@ impl Scheduler {
         }
     }
 
+    /// Takes blocks from nobody.
+    fn grant_drafts(&mut self) {
+        let size = self.pool.block_size();
+        for sequence in &mut self.running {
+            if sequence.granted != 1 || sequence.draft.is_empty() {
+                continue;
+            }
+            let planned = sequence.computed + 1;
+            let room = (sequence.table.len() + self.pool.available()) * size - planned;
+            let rows = sequence.draft.len().min(self.left).min(room);
+            while sequence.table.len() < blocks_for(planned + rows, size) {
+                let Some(block) = self.pool.allocate() else { unreachable!("counted as available") };
+                sequence.table.push(block);
+            }
+            sequence.granted_drafts = rows;
+            self.left -= rows;
+        }
+    }
+
     fn admit(&mut self) {
         while self.running.len() < self.limits.max_running && self.left > 0 {
-            let Some((&key, sequence)) = self.waiting.first_key_value() else { return };
-            if !self.has_room_for(sequence) {
+            let Some(next) = self.next_in_line() else { return };
+            if !self.has_room_for(next) {
                 return;
             }
+            let key = next.key;
             let Some(mut sequence) = self.waiting.remove(&key) else { return };
             if !sequence.preempted {
                 self.plan.admitted.push(key);
+                self.shares.charge(&sequence.tenant, sequence.prompt_len as u64);
             }
             if self.prefix_caching && !sequence.preempted && sequence.prompt_rows_from.is_none() {
                 self.totals.cache_queries += sequence.prompt_len as u64;
@@ -202,6 +417,16 @@ impl Scheduler {
             let place = self.running.partition_point(|other| other.key < key);
             self.running.insert(place, sequence);
         }
+    }
+
+    /// Who is admitted next: of the best priority who was preempted, then the tenant served least, then the first to come.
+    fn next_in_line(&self) -> Option<&Sequence> {
+        let first = self.waiting.values().next()?;
+        if first.preempted || self.shares.present() == 1 {
+            return Some(first);
+        }
+        let class = self.waiting.values().take_while(|sequence| sequence.key.priority == first.key.priority);
+        class.min_by_key(|s| (!s.preempted, if s.preempted { 0 } else { self.shares.served(&s.tenant) }))
     }
 
     /// Whether all of `sequence` can be computed without taking blocks from those running: neither what their
@@ -219,9 +444,14 @@ impl Scheduler {
     }
 
     fn grant_prefill(&mut self) {
-        for sequence in self.running.iter_mut().filter(|s| s.granted == 0 && s.pending() > 1) {
+        for index in 0..self.running.len() {
+            let sequence = &mut self.running[index];
+            if sequence.granted > 0 || sequence.pending() == 1 {
+                continue;
+            }
             // Another sequence may have computed the same prefix since the last look.
             self.totals.cache_hits += sequence.extend_from_cache(&mut self.pool) as u64;
+            self.plan_restores(index);
         }
         while self.left > 0 {
             let Some(first) = self.running.iter().find(|s| s.ungranted() > 0) else { return };
@@ -241,6 +471,24 @@ impl Scheduler {
         }
     }
 
+    /// Gives the sequence blocks for what it can have back, and has it wait for that.
+    fn plan_restores(&mut self, index: usize) {
+        if self.spilled.is_empty() || self.restores_left == 0 {
+            return;
+        }
+        let sequence = &mut self.running[index];
+        let digests = sequence.next_digests(self.pool.block_size(), sequence.digest(&self.pool));
+        let wanted: Vec<Digest> =
+            digests.take_while(|digest| self.spilled.contains(digest)).take(self.restores_left).collect();
+        for digest in wanted {
+            let Some(block) = self.pool.allocate() else { return };
+            sequence.table.push(block);
+            sequence.stalled = true;
+            self.restores_left -= 1;
+            self.plan.restores.push(Restore { key: sequence.key, block, digest });
+        }
+    }
+
     /// Grants up to `want` more of the sequence's pending tokens, with the blocks for them, preempting whoever
     /// ranks lower if not even one token fits otherwise. Returns how many.
     fn grant(&mut self, index: usize, want: usize) -> usize {
@@ -248,9 +496,24 @@ impl Scheduler {
         loop {
             let sequence = &mut self.running[index];
             let planned = sequence.computed + sequence.granted;
-            let room = (sequence.table.len() + self.pool.available()) * size - planned;
+            // Others hold the block that the first row goes to.
+            let shared = (sequence.granted == 0 && !planned.is_multiple_of(size))
+                .then(|| sequence.table.blocks()[planned / size])
+                .filter(|&block| self.pool.holders(block) > 1);
+            let available = self.pool.available();
+            let room = match shared {
+                Some(_) if available == 0 => 0,
+                shared => (sequence.table.len() + available - usize::from(shared.is_some())) * size - planned,
+            };
             let rows = want.min(sequence.ungranted()).min(room);
             if rows > 0 {
+                if let Some(block) = shared {
+                    let Some(copy) = self.pool.allocate() else { unreachable!("counted as available") };
+                    self.plan.copies.push((block, copy));
+                    self.totals.copies += 1;
+                    sequence.table.replace(planned / size, copy);
+                    self.pool.release(block);
+                }
                 while sequence.table.len() < blocks_for(planned + rows, size) {
                     let Some(block) = self.pool.allocate() else { unreachable!("counted as available") };
                     sequence.table.push(block);
@@ -270,6 +533,8 @@ impl Scheduler {
     fn preempt_last(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
         self.left += std::mem::take(&mut sequence.granted);
+        self.plan.restores.retain(|restore| restore.key != sequence.key);
+        sequence.draft.clear();
         // It may be admitted again by the time somebody asks.
         sequence.stalled = false;
         sequence.release_blocks(&mut self.pool);
@@ -283,10 +548,10 @@ impl Scheduler {
         self.plan.tokens = 0;
         for single in [true, false] {
             for (index, sequence) in self.running.iter().enumerate() {
-                let count = sequence.granted;
+                let (drafts, count) = (sequence.granted_drafts, sequence.granted + sequence.granted_drafts);
                 if count > 0 && (count == 1) == single {
                     let (key, start) = (sequence.key, sequence.computed);
-                    self.plan.entries.push(PlanEntry { index, key, start, count });
+                    self.plan.entries.push(PlanEntry { index, key, start, count, drafts });
                     self.plan.tokens += count;
                 }
             }
@@ -314,13 +579,12 @@ impl Scheduler {
             }
             for (index, &block) in table.blocks().iter().enumerate() {
                 holders[block as usize] += 1;
-                let full = (index + 1) * size <= *computed;
-                if !full && (self.pool.holders(block) != 1 || self.pool.is_cached(block)) {
-                    return Err(format!("{key:?}: block {block} is not full, and shared or cached"));
+                if (index + 1) * size > *computed && self.pool.is_cached(block) {
+                    return Err(format!("{key:?}: block {block} is not full and cached"));
                 }
             }
         }
-        for sequence in self.waiting.values() {
+        for sequence in self.waiting() {
             if !sequence.table.is_empty() || sequence.computed != 0 {
                 return Err(format!("{:?} waits and holds blocks", sequence.key));
             }
@@ -330,11 +594,12 @@ impl Scheduler {
             if known != count {
                 return Err(format!("block {block} is in {count} tables and has {known} holders"));
             }
-            if count > 1 && !self.pool.is_cached(block as u32) {
-                return Err(format!("block {block} is shared by {count} and not cached"));
-            }
         }
-        Ok(())
+        let known = |key: &SequenceKey| self.waiting.contains_key(key) || self.running_index(*key).is_ok();
+        match self.followers.keys().find(|leader| !known(leader)) {
+            Some(leader) => Err(format!("{leader:?} is waited for and gone")),
+            None => Ok(()),
+        }
     }
 
     /// What must hold of a plan before it runs: within the budget, and every slot written is in a block that its
@@ -347,12 +612,14 @@ impl Scheduler {
                 self.plan.tokens, self.limits.max_batch_tokens
             ));
         }
-        if self.plan.tokens == 0 && !self.is_idle() {
+        if self.plan.tokens == 0 && self.plan.restores.is_empty() && !self.is_idle() {
             return Err("nothing planned though there is work: no progress".into());
         }
-        for &PlanEntry { index, key, start, count } in &self.plan.entries {
+        for entry @ &PlanEntry { index, key, start, count, drafts } in &self.plan.entries {
             let sequence = &self.running[index];
-            if sequence.key != key || start != sequence.computed || count == 0 || count > sequence.pending() {
+            let known = (1..=sequence.pending()).contains(&(entry.end() - start));
+            let drafted = drafts == 0 || (entry.end() == sequence.tokens.len() && drafts <= sequence.draft.len());
+            if sequence.key != key || start != sequence.computed || !known || !drafted {
                 return Err(format!("{key:?}: planned {start} + {count}, computed {}", sequence.computed));
             }
             if sequence.table.len() < blocks_for(start + count, size) {
@@ -388,14 +655,12 @@ mod tests {
 
     /// Plans and computes a step, gives every sequence that is due a token, and returns the rows by arrival.
     fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
-        scheduler.schedule();
+        scheduler.schedule(StepBudget::UNLIMITED);
         scheduler.check_plan().unwrap();
         let entries = scheduler.plan().entries.clone();
-        scheduler.commit();
-        for entry in &entries {
-            if scheduler.running()[entry.index].pending() == 0 {
-                scheduler.append(entry.index, 7);
-            }
+        for (place, entry) in entries.iter().enumerate() {
+            let through = entry.end() == scheduler.running()[entry.index].tokens().len();
+            scheduler.settle(place, if through { &[7] } else { &[] });
         }
         scheduler.check_invariants().unwrap();
         entries.iter().map(|e| (e.key.arrival, e.count)).collect()
@@ -441,7 +706,7 @@ mod tests {
         }
         let mut order = Vec::new();
         while !s.is_idle() {
-            s.schedule();
+            s.schedule(StepBudget::UNLIMITED);
             let running = s.running()[0].key();
             order.push(running.arrival);
             s.remove(running);
@@ -456,7 +721,7 @@ mod tests {
         add(&mut s, key(0, 0), 4);
         add(&mut s, key(0, 1), 6);
         assert_eq!(step(&mut s), [(0, 4)]);
-        assert_eq!(s.waiting().len(), 1);
+        assert_eq!(s.waiting().count(), 1);
         // Nor does a smaller one overtake it: everybody's wait is bounded.
         add(&mut s, key(0, 2), 1);
         assert_eq!(step(&mut s), [(0, 1)]);
@@ -479,7 +744,7 @@ mod tests {
         assert_eq!((waiting.key().arrival, waiting.computed(), waiting.table().len()), (0, 0, 0));
         let length = waiting.tokens().len();
         s.remove(key(0, 1));
-        s.schedule();
+        s.schedule(StepBudget::UNLIMITED);
         let entry = s.plan().entries[0];
         assert!(entry.start >= 4, "its prompt's blocks were still cached, yet it starts at {}", entry.start);
         assert_eq!(entry.start + entry.count, length);

@@ -1,6 +1,11 @@
 //! One sequence as the scheduler sees it: its tokens, how many of them are in the KV cache, and where.
 
-use crate::kv::{BlockPool, BlockTable, Parent, Salt};
+use std::sync::Arc;
+
+use crate::kv::{BlockPool, BlockTable, Digest, Salt, blocks_for};
+
+/// On whose behalf a sequence runs; all that name nobody are one.
+pub type Tenant = Option<Arc<str>>;
 
 /// Order among sequences, smallest first: by priority, then by arrival. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,7 +22,10 @@ pub struct SequenceKey {
 pub struct Sequence {
     pub(crate) key: SequenceKey,
     pub(crate) salt: Salt,
+    pub(crate) tenant: Tenant,
     pub(crate) tokens: Vec<u32>,
+    /// Tokens that may come next, to be checked in the coming step.
+    pub(crate) draft: Vec<u32>,
     pub(crate) prompt_len: usize,
     pub(crate) computed: usize,
     pub(crate) table: BlockTable,
@@ -31,6 +39,8 @@ pub struct Sequence {
     pub(crate) preempted: bool,
     /// Tokens it may compute in the step being planned.
     pub(crate) granted: usize,
+    /// Drafted tokens it may check besides.
+    pub(crate) granted_drafts: usize,
     /// No block was to be had and nobody ranks lower: it keeps what it holds and waits for the next step.
     pub(crate) stalled: bool,
 }
@@ -47,8 +57,10 @@ impl Sequence {
         Sequence {
             key,
             salt,
+            tenant: None,
             prompt_len: prompt.len(),
             tokens: prompt,
+            draft: Vec::new(),
             computed: 0,
             table: BlockTable::default(),
             samples: max_tokens > 0,
@@ -56,8 +68,14 @@ impl Sequence {
             cached_prompt_tokens: 0,
             preempted: false,
             granted: 0,
+            granted_drafts: 0,
             stalled: false,
         }
+    }
+
+    /// The same on behalf of `tenant`.
+    pub fn of_tenant(self, tenant: Tenant) -> Sequence {
+        Sequence { tenant, ..self }
     }
 
     pub fn key(&self) -> SequenceKey {
@@ -67,6 +85,33 @@ impl Sequence {
     /// Prompt and generated tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// Whether a token is drawn once all tokens are computed.
+    pub fn samples(&self) -> bool {
+        self.samples
+    }
+
+    /// Whether what `other` computes of its prompt is what this one needs of its own.
+    pub(crate) fn is_choice_of(&self, other: &Sequence) -> bool {
+        self.samples
+            && other.samples
+            && other.prompt_rows_from.is_none()
+            && self.tokens == other.tokens
+            && (&self.salt, &self.tenant, self.key.priority) == (&other.salt, &other.tenant, other.key.priority)
+    }
+
+    /// The tokens proposed to follow.
+    pub fn draft(&self) -> &[u32] {
+        &self.draft
+    }
+
+    /// The token at `position`, proposed ones following those there are.
+    pub(crate) fn token_at(&self, position: usize) -> u32 {
+        match self.tokens.get(position) {
+            Some(&token) => token,
+            None => self.draft[position - self.tokens.len()],
+        }
     }
 
     pub fn prompt_len(&self) -> usize {
@@ -98,7 +143,7 @@ impl Sequence {
             // The last prompt token's row says nothing about the prompt: it predicts the first new token.
             (from..self.prompt_len - 1).contains(&position)
         });
-        for_prompt || (self.samples && position + 1 == self.tokens.len())
+        for_prompt || (self.samples && position + 1 >= self.tokens.len())
     }
 
     /// How many tokens may be taken from the prefix cache: at least one is always left to compute, and none whose
@@ -110,25 +155,39 @@ impl Sequence {
 
     /// Cached blocks that would extend the computed tokens, in order.
     pub(crate) fn hits<'a>(&'a self, pool: &'a BlockPool) -> impl Iterator<Item = u32> + 'a {
-        let size = pool.block_size();
+        self.next_digests(pool.block_size(), self.digest(pool)).map_while(|digest| pool.find(&digest))
+    }
+
+    /// What the computed tokens are found by; `None` if they cannot be.
+    pub(crate) fn digest(&self, pool: &BlockPool) -> Option<Digest> {
+        self.digest_at(self.computed, pool)
+    }
+
+    /// Digests of the blocks that follow the computed tokens, found by `before`, and may come from a cache.
+    pub(crate) fn next_digests(
+        &self,
+        size: usize,
+        mut before: Option<Digest>,
+    ) -> impl Iterator<Item = Digest> + use<'_> {
         let mut computed = self.computed;
-        let mut parent = if !computed.is_multiple_of(size) {
-            None
-        } else if computed == 0 {
-            Some(Parent::Root(self.salt.clone()))
-        } else {
-            pool.as_parent(self.table.blocks()[computed / size - 1])
-        };
         std::iter::from_fn(move || {
             let next = computed + size;
             if next > self.cacheable() {
                 return None;
             }
-            let block = pool.find(parent.as_ref()?, &self.tokens[computed..next])?;
-            parent = pool.as_parent(block);
-            computed = next;
-            Some(block)
+            let digest = before?.then(&self.tokens[computed..next]);
+            (before, computed) = (Some(digest), next);
+            Some(digest)
         })
+    }
+
+    /// What the first `tokens` tokens, whole blocks of them, are found by; `None` if they cannot be.
+    fn digest_at(&self, tokens: usize, pool: &BlockPool) -> Option<Digest> {
+        match tokens / pool.block_size() {
+            _ if !tokens.is_multiple_of(pool.block_size()) => None,
+            0 => Some(Digest::root(&self.salt)),
+            blocks => pool.digest(self.table.blocks()[blocks - 1]),
+        }
     }
 
     /// Takes over every cached block that continues the computed tokens. Returns how many prompt tokens that saves:
@@ -141,6 +200,17 @@ impl Sequence {
         }
         let saved = hits.len() * pool.block_size();
         self.computed += saved;
+        self.note_cached(saved)
+    }
+
+    /// Notes that the next block has been filled from elsewhere. Returns as [`Sequence::extend_from_cache`].
+    pub(crate) fn commit_restored(&mut self, pool: &mut BlockPool) -> usize {
+        let size = pool.block_size();
+        self.commit(size, pool);
+        self.note_cached(size)
+    }
+
+    fn note_cached(&mut self, saved: usize) -> usize {
         if self.preempted {
             return 0;
         }
@@ -155,15 +225,32 @@ impl Sequence {
         self.computed += count;
         debug_assert!(self.computed <= self.tokens.len());
         for index in full_before..self.computed / size {
-            let parent = match index {
-                0 => Some(Parent::Root(self.salt.clone())),
-                _ => pool.as_parent(self.table.blocks()[index - 1]),
-            };
-            let Some(parent) = parent else { return };
-            let block = self.table.blocks()[index];
-            let kept = pool.publish(block, parent, &self.tokens[index * size..(index + 1) * size]);
+            let Some(before) = self.digest_at(index * size, pool) else { return };
+            let digest = before.then(&self.tokens[index * size..(index + 1) * size]);
+            let kept = pool.publish(self.table.blocks()[index], digest);
             self.table.replace(index, kept);
         }
+    }
+
+    /// Gives back blocks beyond the computed tokens: those of drafts that were not what came.
+    pub(crate) fn trim_blocks(&mut self, pool: &mut BlockPool) {
+        while self.table.len() > blocks_for(self.computed, pool.block_size()) {
+            if let Some(block) = self.table.pop() {
+                pool.release(block);
+            }
+        }
+    }
+
+    /// Starts where `leader` is at the end of their common prompt, holding the same blocks. The last one, if it is not
+    /// full, is copied by whoever writes to it first.
+    pub(crate) fn fork_from(&mut self, leader: &Sequence, pool: &mut BlockPool) {
+        debug_assert!(self.table.is_empty() && leader.computed >= self.prompt_len);
+        for &block in &leader.table.blocks()[..blocks_for(self.prompt_len, pool.block_size())] {
+            pool.acquire(block);
+            self.table.push(block);
+        }
+        self.computed = self.prompt_len;
+        self.cached_prompt_tokens = leader.cached_prompt_tokens;
     }
 
     /// Gives all blocks back, the last one first.

@@ -177,6 +177,20 @@ pub struct Stats {
     pub prefix_cache_queries: Counter,
     /// Prompt tokens found there.
     pub prefix_cache_hits: Counter,
+    /// Tokens proposed to follow, and checked.
+    pub drafted_tokens: Counter,
+    /// Those that did follow.
+    pub accepted_draft_tokens: Counter,
+    /// Choices of one prompt that did not compute it.
+    pub forks: Counter,
+    /// Blocks copied when one of several holders was to write.
+    pub block_copies: Counter,
+    /// Evicted blocks handed on to be kept.
+    pub blocks_spilled: Counter,
+    /// Blocks read back.
+    pub blocks_restored: Counter,
+    /// Blocks that were to be read back and were missing or damaged.
+    pub blocks_lost: Counter,
     /// Forward passes.
     pub steps: Counter,
     pub time_to_first_token_seconds: Histogram,
@@ -228,6 +242,13 @@ impl Stats {
             preemptions: Counter::default(),
             prefix_cache_queries: Counter::default(),
             prefix_cache_hits: Counter::default(),
+            drafted_tokens: Counter::default(),
+            accepted_draft_tokens: Counter::default(),
+            forks: Counter::default(),
+            block_copies: Counter::default(),
+            blocks_spilled: Counter::default(),
+            blocks_restored: Counter::default(),
+            blocks_lost: Counter::default(),
             steps: Counter::default(),
             time_to_first_token_seconds: Histogram::new(&FIRST_TOKEN_SECONDS),
             inter_token_latency_seconds: Histogram::new(&PER_TOKEN_SECONDS),

@@ -1,4 +1,4 @@
-//! The engine's thread. A step is: receive → schedule → build the batch → forward → sample → apply → emit.
+//! The engine's thread. A step is: receive → propose → schedule → build the batch → forward → take rows → emit.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,14 +10,17 @@ use crate::batch::Batch;
 use crate::config::{ConfigError, EngineConfig};
 use crate::constraint::MaskThread;
 use crate::detokenizer::TokenText;
-use crate::generation::{Drawn, Generation, SequenceFailure};
+use crate::generation::{ComputedRows, Generation, Output, SequenceFailure};
 use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
-use crate::kv::BlockUsage;
+use crate::kv::{BlockUsage, Digest};
+use crate::pace::{Pace, Work};
 use crate::request::{Event, FailureKind};
 use crate::runner::{Runner, RunnerError};
 use crate::sampler::Sampler;
-use crate::scheduler::{Limits, Scheduler};
-use crate::sequence::SequenceKey;
+use crate::scheduler::{Limits, Scheduler, StepBudget};
+use crate::sequence::{Sequence, SequenceKey};
+use crate::speculate::Payoff;
+use crate::spill::{Spill, SpillTier};
 use crate::stats::Outcome;
 
 /// Starts engines.
@@ -40,7 +43,21 @@ impl Engine {
         text: Arc<dyn TokenText>,
         config: EngineConfig,
     ) -> Result<EngineHandle, StartError> {
+        Engine::start_spilling(runner, text, config, None)
+    }
+
+    /// The same with a tier for blocks the prefix cache evicts.
+    pub fn start_spilling(
+        runner: Box<dyn Runner>,
+        text: Arc<dyn TokenText>,
+        config: EngineConfig,
+        tier: Option<Box<dyn SpillTier>>,
+    ) -> Result<EngineHandle, StartError> {
         let (core, handle) = EngineCore::new(runner, text, config, Clock::monotonic())?;
+        let core = match tier {
+            Some(tier) => core.spilling_to(tier),
+            None => core,
+        };
         std::thread::Builder::new().name("rill-engine".into()).spawn(move || core.run())?;
         Ok(handle)
     }
@@ -99,8 +116,17 @@ pub struct EngineCore {
     batch: Batch,
     logits: Vec<f32>,
     sampler: Sampler,
-    /// For each entry of the plan, the token drawn, if it was its turn, or why its sequence fails.
-    drawn: Vec<Result<Option<Drawn>, SequenceFailure>>,
+    pace: Pace,
+    spill: Option<Spill>,
+    spill_changes: Vec<(Digest, bool)>,
+    /// Which of the plan's restores could be had.
+    restored: Vec<bool>,
+    /// Tokens that may follow the sequence being looked at.
+    draft: Vec<u32>,
+    /// Tokens that did.
+    new_tokens: Vec<u32>,
+    /// Places in the plan of sequences whose prompt others have been waiting for.
+    leaders: Vec<usize>,
     /// Started with the first request that has a grammar.
     masks: Option<MaskThread>,
     /// Sequences to take out of the scheduler.
@@ -135,13 +161,25 @@ impl EngineCore {
             batch: Batch::default(),
             logits: Vec::new(),
             sampler: Sampler::default(),
-            drawn: Vec::new(),
+            pace: Pace::default(),
+            spill: None,
+            spill_changes: Vec::new(),
+            restored: Vec::new(),
+            draft: Vec::new(),
+            new_tokens: Vec::new(),
+            leaders: Vec::new(),
             masks: None,
             ended: Vec::new(),
             outbox: Vec::new(),
             _alive: alive,
         };
         Ok((core, handle))
+    }
+
+    /// The same engine with a tier for blocks the prefix cache evicts.
+    pub fn spilling_to(mut self, tier: Box<dyn SpillTier>) -> EngineCore {
+        self.spill = Some(Spill::new(tier));
+        self
     }
 
     /// Steps until told to stop, or until nobody can submit any more and nothing is left. However it ends, every
@@ -169,16 +207,20 @@ impl EngineCore {
             return Ok(Step::Stop);
         }
         self.drop_cancelled_and_overdue();
+        let started = self.clock.now_us();
+        self.propose();
         self.schedule();
+        self.move_blocks()?;
         let tokens = self.scheduler.plan().tokens;
         if tokens > 0 {
             self.batch.build(&self.scheduler);
             self.prepare_masks();
             match self.forward() {
                 Ok(()) => {
-                    self.scheduler.commit();
-                    self.sample();
-                    self.apply();
+                    self.take_rows();
+                    self.fork();
+                    self.remove_ended();
+                    self.learn_pace(started);
                 }
                 Err(RunnerError::Batch(reason)) => self.fail_batch(&reason),
                 Err(fatal) => return Err(fatal),
@@ -191,7 +233,7 @@ impl EngineCore {
     /// Scheduler, blocks and generations agree. `Err` says what does not.
     pub fn check_invariants(&self) -> Result<(), String> {
         self.scheduler.check_invariants()?;
-        let sequences = self.scheduler.running().len() + self.scheduler.waiting().len();
+        let sequences = self.scheduler.running().len() + self.scheduler.waiting().count();
         if sequences != self.generations.len() {
             return Err(format!("{sequences} sequences and {} generations", self.generations.len()));
         }
@@ -224,12 +266,33 @@ impl EngineCore {
     }
 
     fn take(&mut self, message: Message) {
-        let Message::Submit(submission) = message else { return };
-        let context_len = self.shared.config.context_len;
-        let (sequence, generation) = Generation::begin(*submission, self.arrivals, context_len, &*self.text);
-        self.arrivals += 1;
-        self.generations.insert(sequence.key(), generation);
-        self.scheduler.add(sequence);
+        let Message::Submit(submissions) = message else { return };
+        let mut leader: Option<Sequence> = None;
+        let mut followers = Vec::new();
+        for submission in submissions {
+            let (sequence, generation) =
+                Generation::begin(submission, self.arrivals, &self.shared.config, &*self.text);
+            self.arrivals += 1;
+            let follows =
+                leader.as_ref().is_some_and(|leader| generation.can_follow() && sequence.is_choice_of(leader));
+            self.generations.insert(sequence.key(), generation);
+            if follows {
+                followers.push(sequence);
+            } else if let Some(leader) = leader.replace(sequence) {
+                self.add(leader, &mut followers);
+            }
+        }
+        if let Some(leader) = leader {
+            self.add(leader, &mut followers);
+        }
+    }
+
+    fn add(&mut self, leader: Sequence, followers: &mut Vec<Sequence>) {
+        let key = leader.key();
+        self.scheduler.add(leader);
+        for follower in followers.drain(..) {
+            self.scheduler.add_follower(key, follower);
+        }
     }
 
     fn drop_cancelled_and_overdue(&mut self) {
@@ -254,9 +317,54 @@ impl EngineCore {
         }
     }
 
+    /// What may follow the sequences that decode, as far as checking it is faster than generating it.
+    fn propose(&mut self) {
+        let streams = self.streams();
+        if self.shared.config.max_drafts == 0 || streams.rows == 0 {
+            return;
+        }
+        let payoff = Payoff {
+            most: self.shared.config.max_drafts,
+            token_worth: (self.pace.predict(streams) / streams.rows as f64) as f32,
+            row_cost: self.pace.row_cost(streams.attended / streams.rows) as f32,
+        };
+        for index in 0..self.scheduler.running().len() {
+            let sequence = &self.scheduler.running()[index];
+            if sequence.pending() != 1 || !sequence.samples() {
+                continue;
+            }
+            let Some(generation) = self.generations.get_mut(&sequence.key()) else { continue };
+            self.draft.clear();
+            generation.propose(sequence, payoff, &mut self.draft);
+            self.scheduler.propose(index, &self.draft);
+        }
+    }
+
+    /// The next tokens of all sequences that decode.
+    fn streams(&self) -> Work {
+        let mut work = Work::default();
+        for sequence in self.scheduler.running().iter().filter(|sequence| sequence.pending() == 1) {
+            work.add_tokens(sequence.tokens().len(), 1);
+            work.logit_rows += 1;
+        }
+        work
+    }
+
     fn schedule(&mut self) {
         let now = self.clock.now_us();
-        for key in &self.scheduler.schedule().admitted {
+        let streams = self.streams();
+        let prefilling = self.scheduler.running().iter().filter(|sequence| sequence.pending() > 1);
+        let context = prefilling.map(Sequence::computed).max().unwrap_or(0);
+        let prefill_rows = self.pace.prefill_rows(streams, context);
+        let block_seconds = self.pace.row_cost(context) * self.shared.config.block_size as f64;
+        let restores = self.spill.as_mut().map_or(0, |spill| {
+            spill.changes(&mut self.spill_changes);
+            spill.restores(block_seconds, self.pace.patience(streams))
+        });
+        for (digest, there) in self.spill_changes.drain(..) {
+            self.scheduler.set_spilled(digest, there);
+        }
+        for key in &self.scheduler.schedule(StepBudget { prefill_rows, restores }).admitted {
             if let Some(generation) = self.generations.get_mut(key) {
                 generation.admit(now);
             }
@@ -264,12 +372,43 @@ impl EngineCore {
         debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
     }
 
+    /// What is evicted is kept, then what is about to be written by one of several holders is copied, then what can be read
+    /// back is: in this order, since the blocks may be the same.
+    fn move_blocks(&mut self) -> Result<(), RunnerError> {
+        let plan = self.scheduler.plan();
+        if let Some(spill) = &mut self.spill {
+            for &(block, digest) in plan.spills.iter().filter(|(_, digest)| !self.scheduler.is_spilled(digest)) {
+                spill.keep(&mut *self.runner, block, digest)?;
+                self.shared.stats.blocks_spilled.add(1);
+            }
+        }
+        if !plan.copies.is_empty() {
+            self.runner.copy_blocks(&plan.copies)?;
+        }
+        let Some(spill) = self.spill.as_mut().filter(|_| !plan.restores.is_empty()) else { return Ok(()) };
+        self.restored.clear();
+        for restore in &plan.restores {
+            let started = self.clock.now_us();
+            let restored = spill.restore(&mut *self.runner, restore)?;
+            spill.learn(self.clock.now_us().saturating_sub(started) as f64 * 1e-6);
+            let stats = &self.shared.stats;
+            if restored {
+                stats.blocks_restored.add(1)
+            } else {
+                stats.blocks_lost.add(1)
+            }
+            self.restored.push(restored);
+        }
+        self.scheduler.settle_restores(&self.restored);
+        Ok(())
+    }
+
     /// Sets the mask thread to work on what the step's samples will need, while the model runs.
     fn prepare_masks(&mut self) {
         for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
             // The last row is a sample's if the sequence is computed to its end.
             let sequence = &self.scheduler.running()[entry.index];
-            let samples = entry.start + entry.count == sequence.tokens().len()
+            let samples = entry.end() == sequence.tokens().len()
                 && self.batch.logit_starts[place] < self.batch.logit_starts[place + 1];
             let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
             if !samples || !generation.is_constrained() {
@@ -301,56 +440,89 @@ impl EngineCore {
         Ok(())
     }
 
-    fn sample(&mut self) {
-        self.drawn.clear();
-        for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
-            let sequence = &self.scheduler.running()[entry.index];
-            let Some(generation) = self.generations.get_mut(&entry.key) else {
-                self.drawn.push(Err(SequenceFailure::internal("its request is unknown")));
-                continue;
-            };
-            let rows = self.batch.logit_starts[place]..self.batch.logit_starts[place + 1];
-            let logits = self.logits[rows.start * self.vocab_size..rows.end * self.vocab_size]
-                .chunks_exact(self.vocab_size);
-            let sampler = &mut self.sampler;
-            self.drawn.push(contained(|| generation.sample(sequence, entry, logits, sampler)));
-        }
-    }
-
-    fn apply(&mut self) {
-        for (place, drawn) in self.drawn.drain(..).enumerate() {
+    /// Makes tokens and events of the logits, and settles what has been computed.
+    fn take_rows(&mut self) {
+        for place in 0..self.scheduler.plan().entries.len() {
             let entry = self.scheduler.plan().entries[place];
-            let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
             let sequence = &self.scheduler.running()[entry.index];
-            let was_prefilling = !generation.prompt_done();
+            self.new_tokens.clear();
+            let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
+            let rows = self.batch.logit_starts[place]..self.batch.logit_starts[place + 1];
+            let logits = &self.logits[rows.start * self.vocab_size..rows.end * self.vocab_size];
+            let computed = ComputedRows { sequence, entry, logits, vocab_size: self.vocab_size };
             let events_before = self.outbox.len();
-            let advanced = drawn.and_then(|drawn| {
-                contained(|| generation.advance(sequence, drawn, &*self.text, &mut self.outbox))
-            });
+            let was_prefilling = !generation.prompt_done();
+            let (new, mut output) = (
+                &mut self.new_tokens,
+                Output { sampler: &mut self.sampler, text: &*self.text, events: &mut self.outbox },
+            );
+            let taken = contained(|| generation.take_rows(computed, &mut output, new));
+            let stats = &self.shared.stats;
             if was_prefilling && generation.prompt_done() {
-                self.shared.stats.prompt_tokens.add(generation.prompt_len() as u64);
+                stats.prompt_tokens.add(generation.prompt_len() as u64);
             }
-            match advanced {
-                Ok((token, last)) => {
-                    self.scheduler.prompt_rows_seen(entry.index, entry.start + entry.count);
-                    if let Some(token) = token {
-                        self.scheduler.append(entry.index, token);
+            match taken {
+                Ok(last) => {
+                    stats.drafted_tokens.add(entry.drafts as u64);
+                    stats.accepted_draft_tokens.add(self.new_tokens.len().saturating_sub(1) as u64);
+                    self.scheduler.prompt_rows_seen(entry.index, entry.end());
+                    self.scheduler.settle(place, &self.new_tokens);
+                    if !self.new_tokens.is_empty() && self.scheduler.has_followers(entry.key) {
+                        self.leaders.push(place);
                     }
                     if last {
                         self.ended.push(entry.key);
                     }
                 }
-                Err(SequenceFailure { kind, message }) => {
-                    // Half of what a panicking step had to say is worth nothing.
-                    self.outbox.truncate(events_before);
-                    self.outbox.push((entry.key, Event::Failed { kind, message }));
-                    self.ended.push(entry.key);
+                Err(failure) => self.fail(entry.key, failure, events_before),
+            }
+        }
+    }
+
+    /// Half of what a failing step had to say is worth nothing.
+    fn fail(&mut self, key: SequenceKey, failure: SequenceFailure, events_before: usize) {
+        let SequenceFailure { kind, message } = failure;
+        self.outbox.truncate(events_before);
+        self.outbox.push((key, Event::Failed { kind, message }));
+        self.ended.push(key);
+    }
+
+    /// Choices whose prompt has just been computed by another one start from its blocks, and from its last row of logits.
+    fn fork(&mut self) {
+        let now = self.clock.now_us();
+        for place in std::mem::take(&mut self.leaders) {
+            let leader = self.scheduler.plan().entries[place].key;
+            let end = self.batch.logit_starts[place + 1];
+            let row = (end - 1) * self.vocab_size..end * self.vocab_size;
+            for key in self.scheduler.fork(leader) {
+                let Some(generation) = self.generations.get_mut(&key) else { continue };
+                let Some(sequence) = self.scheduler.running_sequence(key) else { continue };
+                generation.admit(now);
+                let events_before = self.outbox.len();
+                let mut output =
+                    Output { sampler: &mut self.sampler, text: &*self.text, events: &mut self.outbox };
+                match contained(|| generation.take_first_row(sequence, &self.logits[row.clone()], &mut output)) {
+                    Ok((token, last)) => {
+                        self.scheduler.append(key, token);
+                        if last {
+                            self.ended.push(key);
+                        }
+                    }
+                    Err(failure) => self.fail(key, failure, events_before),
                 }
             }
         }
-        self.remove_ended();
     }
 
+    fn learn_pace(&mut self, started_us: u64) {
+        let mut work = Work { logit_rows: self.batch.input.logit_rows.len(), ..Work::default() };
+        for (&end, rows) in self.batch.input.context_lens.iter().zip(self.batch.input.query_starts.windows(2)) {
+            work.add_tokens(end as usize, (rows[1] - rows[0]) as usize);
+        }
+        self.pace.observe(work, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+    }
+
+    /// The step's sequences end; what it was to copy or compute is lost with them.
     fn fail_batch(&mut self, reason: &str) {
         for entry in &self.scheduler.plan().entries {
             let message = format!("the forward pass failed: {reason}");
@@ -390,6 +562,8 @@ impl EngineCore {
         stats.preemptions.set(totals.preemptions);
         stats.prefix_cache_queries.set(totals.cache_queries);
         stats.prefix_cache_hits.set(totals.cache_hits);
+        stats.forks.set(totals.forks);
+        stats.block_copies.set(totals.copies);
     }
 
     /// The end that was asked for.

@@ -132,6 +132,14 @@ pub trait Backend: Send {
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> Self::KvCache;
     /// Bytes of cache one token takes in one layer.
     fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize;
+    /// Copies whole blocks of a cache, one pair (from, to) after the other.
+    fn copy_blocks(&mut self, cache: &mut Self::KvCache, pairs: &[(u32, u32)]);
+    /// Bytes [`Backend::read_block`] gives.
+    fn block_bytes(&self, cache: &Self::KvCache) -> usize;
+    /// Appends the keys and values of `block` to `out`, in a form only a cache of the same shape understands.
+    fn read_block(&mut self, cache: &Self::KvCache, block: u32, out: &mut Vec<u8>);
+    /// Puts back what [`Backend::read_block`] gave, [`Backend::block_bytes`] long.
+    fn write_block(&mut self, cache: &mut Self::KvCache, block: u32, bytes: &[u8]);
     /// Bytes left of a memory of its own; `None` if it uses the host's.
     fn memory_free(&self) -> Option<usize> {
         None

@@ -11,7 +11,7 @@ const HUGE_PAGE: usize = 2 << 20;
 /// A cache line, and the widest vector.
 const LINE: usize = 64;
 
-/// Plain numbers for which all-zero bytes are a value.
+/// Plain numbers: any bytes are a value, and all of them are initialised.
 pub trait Number: Copy + Send + Sync + 'static {}
 impl Number for u8 {}
 impl Number for i8 {}
@@ -52,6 +52,18 @@ impl<T: Number> Buffer<T> {
         if self.len < len {
             *self = Buffer::zeroed(len);
         }
+    }
+
+    /// The bytes it is made of.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: any byte of a plain number may be read, and `u8` has no alignment.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.len * size_of::<T>()) }
+    }
+
+    /// The bytes it is made of, to be overwritten.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, exclusively borrowed; any bytes make a plain number.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr().cast(), self.len * size_of::<T>()) }
     }
 
     fn layout(len: usize) -> Layout {

@@ -68,6 +68,19 @@ pub trait Model: Send {
     /// Allocates (or re-allocates, forgetting everything) the paged KV cache.
     fn allocate_kv_cache(&mut self, blocks: usize, block_size: usize) -> Result<(), ModelError>;
 
+    /// Copies whole blocks of the KV cache, one pair (from, to) after the other.
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ModelError>;
+
+    /// Bytes [`Model::read_block`] gives: a block of all layers.
+    fn block_bytes(&self) -> usize;
+
+    /// Fills `out` with the keys and values of `block`, in a form that only this model, with a cache of the same block
+    /// size and dtype on the same kind of device, understands.
+    fn read_block(&mut self, block: u32, out: &mut Vec<u8>) -> Result<(), ModelError>;
+
+    /// Puts back what [`Model::read_block`] gave; `bytes` is [`Model::block_bytes`] long.
+    fn write_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), ModelError>;
+
     /// Runs the rows of `input`, writes their keys and values to the KV cache and fills `logits` with
     /// `input.logit_rows.len() * vocab_size` values, one row after another.
     ///

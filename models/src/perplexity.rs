@@ -140,6 +140,22 @@ mod tests {
             Ok(())
         }
 
+        fn copy_blocks(&mut self, _: &[(u32, u32)]) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn block_bytes(&self) -> usize {
+            0
+        }
+
+        fn read_block(&mut self, _: u32, _: &mut Vec<u8>) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn write_block(&mut self, _: u32, _: &[u8]) -> Result<(), ModelError> {
+            Ok(())
+        }
+
         fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
             self.seen.push(input.token_ids.clone());
             logits.clear();

@@ -89,6 +89,7 @@ pub struct EngineLimits {
     pub block_size: usize,
     pub kv_cache_bytes: KvCacheBytes,
     pub prefix_caching: bool,
+    pub drafts_max: usize,
 }
 
 /// Memory for keys and values.
@@ -342,6 +343,7 @@ impl ServeConfig {
                 block_size: at_least_one("block-size", flags.block_size, 1024)?,
                 kv_cache_bytes,
                 prefix_caching: !flags.no_prefix_caching,
+                drafts_max: flags.draft_tokens,
             },
             app: AppOptions {
                 keys: ApiKeys::new(flags.api_key.iter().map(|key| key.trim().to_owned()).collect()),

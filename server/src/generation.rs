@@ -36,11 +36,9 @@ pub struct Failure {
 }
 
 impl Generation {
-    /// Submits all of `requests`, whose positions are the choices' indices, or none: those taken before one that
-    /// is refused are cancelled.
+    /// Submits all of `requests`, whose positions are the choices' indices, or none.
     pub fn submit(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Result<Self, SubmitError> {
-        let streams: Vec<EventStream> =
-            requests.into_iter().map(|request| engine.submit(request)).collect::<Result<_, _>>()?;
+        let streams = engine.submit_all(requests)?;
         Ok(Generation { pulls: streams.into_iter().enumerate().map(pull).collect() })
     }
 

@@ -223,6 +223,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         max_waiting_tokens: limits.queue_tokens_max,
         max_queue_wait_ms: limits.queue_wait_ms_max,
         prefix_caching: limits.prefix_caching,
+        max_drafts: limits.drafts_max,
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use rill_engine::kv::BlockId;
 use rill_engine::{Runner, RunnerError};
 use rill_models::ForwardInput;
 
@@ -56,6 +57,23 @@ pub struct ScriptedRunner {
 impl Runner for ScriptedRunner {
     fn vocab_size(&self) -> usize {
         VOCAB_SIZE
+    }
+
+    fn copy_blocks(&mut self, _: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {
+        // Its logits depend on nothing that is kept.
+        Ok(())
+    }
+
+    fn block_bytes(&self) -> usize {
+        0
+    }
+
+    fn read_block(&mut self, _: BlockId, _: &mut Vec<u8>) -> Result<(), RunnerError> {
+        Ok(())
+    }
+
+    fn write_block(&mut self, _: BlockId, _: &[u8]) -> Result<(), RunnerError> {
+        Ok(())
     }
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {

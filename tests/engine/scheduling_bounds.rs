@@ -1,6 +1,6 @@
 //! The bounds the scheduler promises, counted in steps.
 
-use rill_engine::scheduler::{Limits, Scheduler};
+use rill_engine::scheduler::{Limits, Scheduler, StepBudget};
 use rill_engine::{Sequence, SequenceKey};
 
 const BUDGET: usize = 64;
@@ -28,17 +28,15 @@ impl Bench {
 
     /// Steps once; `streams` are decoding and must get a row each step.
     fn step(&mut self, streams: &[SequenceKey]) {
-        self.scheduler.schedule();
+        self.scheduler.schedule(StepBudget::UNLIMITED);
         self.scheduler.check_plan().expect("a sound plan");
         for stream in streams {
             assert!(self.scheduler.plan().entries.iter().any(|e| e.key == *stream), "a stream was held up");
         }
         let entries = self.scheduler.plan().entries.clone();
-        self.scheduler.commit();
-        for entry in entries {
-            if self.scheduler.running()[entry.index].pending() == 0 {
-                self.scheduler.append(entry.index, 7);
-            }
+        for (place, entry) in entries.iter().enumerate() {
+            let through = entry.end() == self.scheduler.running()[entry.index].tokens().len();
+            self.scheduler.settle(place, if through { &[7] } else { &[] });
         }
         self.scheduler.check_invariants().expect("an invariant");
     }

@@ -4,6 +4,7 @@
 //! `cargo test -p rill-tests --test simulation -- --seed 17` replays one run; `--runs 20000` does more of them.
 
 mod fake_runner;
+mod fake_tier;
 mod plain_model;
 mod scheduling_bounds;
 mod workload;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use fake_runner::{FakeRunner, FakeText, Faults};
+use fake_tier::FakeTier;
 use plain_model::Expected;
 use rill_engine::{
     Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, FailureKind, GenerateRequest, Outcome,
@@ -36,6 +38,12 @@ struct Seen {
     preemptions: u64,
     cache_hits: u64,
     shared_blocks: u64,
+    drafted: u64,
+    accepted_drafts: u64,
+    forks: u64,
+    block_copies: u64,
+    blocks_restored: u64,
+    blocks_lost: u64,
     runs_ended_by_death: u64,
 }
 
@@ -83,13 +91,18 @@ impl Simulation {
             max_waiting_tokens: random.between(20, 400),
             max_queue_wait_ms: random.one_in(4).then_some(30),
             prefix_caching: !random.one_in(5),
+            max_drafts: *random.pick(&[0, 1, 4, 9]),
         };
         let faults = Arc::new(Faults::default());
         let now_us = Arc::new(AtomicU64::new(0));
-        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults));
+        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).taking_time(Arc::clone(&now_us));
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
+        let core = match random.one_in(2) {
+            true => core.spilling_to(Box::new(FakeTier::new(random.split()))),
+            false => core,
+        };
         let prefixes = Prefixes::new(&mut random, config.context_len);
         let (live, past, seen) = (Vec::new(), Vec::new(), Seen::default());
         Simulation { random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }
@@ -125,35 +138,39 @@ impl Simulation {
     }
 
     fn submit(&mut self) {
-        let request = workload::request(&mut self.random, &self.prefixes, &self.config);
-        let prompt_len = request.prompt.len();
+        let requests = workload::choices(&mut self.random, &self.prefixes, &self.config);
+        let (prompt_len, count) = (requests[0].prompt.len(), requests.len());
         let stats = self.handle.stats();
         let backlog = (stats.waiting(), stats.waiting_tokens());
-        match self.handle.submit(request.clone()) {
-            Ok(stream) => {
-                self.accepted += 1;
-                let got = Expected::default();
+        match self.handle.submit_all(requests.clone()) {
+            Ok(streams) => {
+                assert_eq!(streams.len(), count);
+                self.accepted += count as u64;
                 let submitted_us = self.now_us.load(Relaxed);
-                self.live.push(Live { request, stream, got, cached_tokens: 0, submitted_us, failure: None });
+                for (request, stream) in requests.into_iter().zip(streams) {
+                    let got = Expected::default();
+                    self.live.push(Live { request, stream, got, cached_tokens: 0, submitted_us, failure: None });
+                }
                 return;
             }
             Err(SubmitError::Invalid(_)) => {
-                let room = self.config.context_len - usize::from(request.stop.max_tokens > 0);
-                assert!(prompt_len > room, "refused for no reason: {request:?}");
+                let room = self.config.context_len - usize::from(requests[0].stop.max_tokens > 0);
+                assert!(prompt_len >= room, "refused for no reason: {requests:?}");
             }
             Err(SubmitError::TooLarge { needed, capacity }) => {
                 assert_eq!(capacity, self.config.block_size * self.config.num_blocks);
                 assert!(needed > capacity && needed >= prompt_len);
             }
             Err(SubmitError::QueueFull { waiting, limit }) => {
-                assert!(waiting == limit && limit == self.config.max_waiting && backlog.0 >= waiting);
+                assert!(waiting == limit && limit == self.config.max_waiting && backlog.0 + count > waiting);
             }
             Err(SubmitError::QueueTokensFull { waiting_tokens, limit }) => {
-                assert_eq!((waiting_tokens, limit), (backlog.1, self.config.max_waiting_tokens));
-                assert!(backlog.0 > 0 && waiting_tokens + prompt_len > limit);
+                assert_eq!(limit, self.config.max_waiting_tokens);
+                assert!(waiting_tokens >= backlog.1 && waiting_tokens + prompt_len > limit);
             }
             Err(error @ (SubmitError::Draining | SubmitError::Dead(_))) => panic!("{error}"),
         }
+        assert_eq!(self.handle.stats().waiting(), backlog.0, "all are taken or none");
         self.seen.refused += 1;
     }
 
@@ -169,10 +186,10 @@ impl Simulation {
         self.seen.shared_blocks += shared as u64;
         self.read_streams();
         let scheduler = self.core.scheduler();
-        let sequences = scheduler.running().len() + scheduler.waiting().len();
+        let sequences = scheduler.running().len() + scheduler.waiting().count();
         assert_eq!(sequences, self.live.len(), "one sequence for each stream that is held and has not ended");
         let stats = self.handle.stats();
-        assert_eq!((stats.running(), stats.waiting()), (scheduler.running().len(), scheduler.waiting().len()));
+        assert_eq!((stats.running(), stats.waiting()), (scheduler.running().len(), scheduler.waiting().count()));
         let usage = scheduler.pool().usage();
         assert_eq!(
             (stats.blocks_free(), stats.blocks_cached(), stats.blocks_held()),
@@ -239,6 +256,12 @@ impl Simulation {
         assert_eq!(stats.blocks_free() + stats.blocks_cached(), self.config.num_blocks);
         self.seen.preemptions += stats.preemptions.get();
         self.seen.cache_hits += stats.prefix_cache_hits.get();
+        self.seen.drafted += stats.drafted_tokens.get();
+        self.seen.accepted_drafts += stats.accepted_draft_tokens.get();
+        self.seen.forks += stats.forks.get();
+        self.seen.block_copies += stats.block_copies.get();
+        self.seen.blocks_restored += stats.blocks_restored.get();
+        self.seen.blocks_lost += stats.blocks_lost.get();
         let ended: u64 = Outcome::ALL.iter().map(|&outcome| stats.requests_finished(outcome)).sum();
         assert_eq!(ended, self.accepted);
         assert_eq!(stats.requests_finished(Outcome::Abort), self.seen.cancelled);
@@ -347,6 +370,12 @@ fn add(total: &mut Seen, seen: &Seen) {
     total.preemptions += seen.preemptions;
     total.cache_hits += seen.cache_hits;
     total.shared_blocks += seen.shared_blocks;
+    total.drafted += seen.drafted;
+    total.accepted_drafts += seen.accepted_drafts;
+    total.forks += seen.forks;
+    total.block_copies += seen.block_copies;
+    total.blocks_restored += seen.blocks_restored;
+    total.blocks_lost += seen.blocks_lost;
     total.runs_ended_by_death += seen.runs_ended_by_death;
 }
 
@@ -383,6 +412,12 @@ fn main() {
             total.preemptions,
             total.cache_hits,
             total.shared_blocks,
+            total.drafted,
+            total.accepted_drafts,
+            total.forks,
+            total.block_copies,
+            total.blocks_restored,
+            total.blocks_lost,
             total.runs_ended_by_death,
         ];
         assert!(happened.iter().all(|&count| count > 100), "something hardly ever happened: {total:?}");

@@ -19,6 +19,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
+    /// A generator of its own.
+    pub fn split(&mut self) -> Random {
+        Random(self.next())
+    }
+
     pub fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
@@ -48,6 +53,22 @@ impl Prefixes {
         };
         Prefixes((0..3).map(|_| tokens(random)).collect())
     }
+}
+
+/// Some choices of one prompt: they differ in what is drawn and in when they end.
+pub fn choices(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) -> Vec<GenerateRequest> {
+    let first = request(random, prefixes, config);
+    let count = if random.one_in(4) { random.between(2, 5) } else { 1 };
+    let others = (1..count).map(|_| {
+        let mut other = first.clone();
+        other.sampling.seed = random.next();
+        if random.one_in(3) {
+            other.stop.max_tokens = random.between(1, 40) as u32;
+        }
+        other
+    });
+    let others: Vec<_> = others.collect();
+    std::iter::once(first).chain(others).collect()
 }
 
 pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) -> GenerateRequest {
@@ -96,6 +117,7 @@ pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) 
         prompt_logprobs: random.one_in(6).then(|| random.below(4) as u32),
         priority: *random.pick(&[0, 0, 0, -1, 1]),
         cache_salt: random.pick(&[None, None, None, Some("tenant a"), Some("tenant b")]).map(String::from),
+        tenant: random.pick(&[None, Some("a"), Some("a"), Some("b")]).map(Into::into),
         grammar: None,
     }
 }

@@ -65,6 +65,7 @@ fn request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
         prompt_logprobs: None,
         priority: 0,
         cache_salt: None,
+        tenant: None,
         grammar: None,
     }
 }

@@ -1,6 +1,6 @@
 //! All blocks of the KV cache and the state of each: free, evictable (cached, held by nobody), or held.
 
-use super::prefix_cache::{Parent, PrefixCache};
+use super::prefix_cache::{Digest, PrefixCache};
 
 /// Index of a block in the KV cache.
 pub type BlockId = u32;
@@ -36,6 +36,8 @@ pub struct BlockPool {
     evictable: usize,
     /// `None`: prefix caching is off.
     cache: Option<PrefixCache>,
+    /// Blocks evicted since the last look, and what they held.
+    evicted: Vec<(BlockId, Digest)>,
 }
 
 impl BlockPool {
@@ -50,6 +52,7 @@ impl BlockPool {
             newest: NONE,
             evictable: 0,
             cache: prefix_caching.then(|| PrefixCache::new(num_blocks)),
+            evicted: Vec::new(),
         }
     }
 
@@ -111,40 +114,47 @@ impl BlockPool {
     }
 
     pub fn is_cached(&self, block: BlockId) -> bool {
-        self.cache.as_ref().is_some_and(|cache| cache.contains(block))
+        self.digest(block).is_some()
     }
 
     pub fn is_evictable(&self, block: BlockId) -> bool {
         self.blocks[block as usize].holders == 0 && self.is_cached(block)
     }
 
-    /// The cached block that holds exactly `tokens` (one block of them) after `parent`.
-    pub fn find(&self, parent: &Parent, tokens: &[u32]) -> Option<BlockId> {
-        self.cache.as_ref()?.find(parent, tokens)
+    /// The cached block of this digest.
+    pub fn find(&self, digest: &Digest) -> Option<BlockId> {
+        self.cache.as_ref()?.find(digest)
     }
 
-    /// What a block that follows `block` names as its parent; `None` if `block` is not cached.
-    pub fn as_parent(&self, block: BlockId) -> Option<Parent> {
-        self.cache.as_ref()?.as_parent(block)
+    /// What `block` holds, if it is cached.
+    pub fn digest(&self, block: BlockId) -> Option<Digest> {
+        self.cache.as_ref()?.digest(block)
+    }
+
+    /// The blocks evicted since the last call, the first one first, and what they held: until something is written to
+    /// them, they still do.
+    pub fn take_evicted(&mut self) -> impl Iterator<Item = (BlockId, Digest)> + '_ {
+        self.evicted.drain(..)
     }
 
     /// Makes the full block `block`, held by the caller, findable by its content. If another block already holds
     /// the same content the caller's block is released and the caller holds that one instead, which is returned:
     /// equal prefixes have bit-equal keys and values, so which of the two is kept cannot be told apart.
-    pub fn publish(&mut self, block: BlockId, parent: Parent, tokens: &[u32]) -> BlockId {
-        debug_assert_eq!(tokens.len(), self.block_size, "only full blocks are cached");
+    pub fn publish(&mut self, block: BlockId, digest: Digest) -> BlockId {
         debug_assert!(self.holders(block) > 0);
         let Some(cache) = &mut self.cache else { return block };
-        if cache.contains(block) {
-            return block;
+        match cache.find(&digest) {
+            Some(other) if other != block => {
+                self.acquire(other);
+                self.release(block);
+                other
+            }
+            Some(_) => block,
+            None => {
+                cache.insert(block, digest);
+                block
+            }
         }
-        if let Some(other) = cache.find(&parent, tokens) {
-            self.acquire(other);
-            self.release(block);
-            return other;
-        }
-        cache.insert(block, parent, tokens);
-        block
     }
 
     /// Every block is in exactly one state and every list agrees. `Err` says what is wrong.
@@ -187,7 +197,8 @@ impl BlockPool {
             return None;
         }
         self.unlink(block);
-        self.cache.as_mut()?.remove(block);
+        let digest = self.cache.as_mut()?.remove(block)?;
+        self.evicted.push((block, digest));
         Some(block)
     }
 
@@ -224,8 +235,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn root() -> Parent {
-        Parent::Root(None)
+    fn root() -> Digest {
+        Digest::root(&None)
     }
 
     #[test]
@@ -243,16 +254,17 @@ mod tests {
     fn evicts_the_block_released_first() {
         let mut pool = BlockPool::new(2, 1, true);
         let a = pool.allocate().unwrap();
-        assert_eq!(pool.publish(a, root(), &[1]), a);
+        assert_eq!(pool.publish(a, root().then(&[1])), a);
         let b = pool.allocate().unwrap();
-        let parent = pool.as_parent(a).unwrap();
-        assert_eq!(pool.publish(b, parent, &[2]), b);
+        let ends = pool.digest(a).unwrap().then(&[2]);
+        assert_eq!(pool.publish(b, ends), b);
         // Tail first: b is older on the list than a.
         pool.release(b);
         pool.release(a);
         assert_eq!(pool.usage(), BlockUsage { free: 0, evictable: 2, held: 0 });
         assert_eq!(pool.allocate(), Some(b));
-        assert_eq!(pool.find(&root(), &[1]), Some(a));
+        assert_eq!(pool.take_evicted().collect::<Vec<_>>(), [(b, ends)]);
+        assert_eq!(pool.find(&root().then(&[1])), Some(a));
         pool.check_invariants().unwrap();
     }
 
@@ -261,8 +273,8 @@ mod tests {
         let mut pool = BlockPool::new(3, 1, true);
         let a = pool.allocate().unwrap();
         let b = pool.allocate().unwrap();
-        assert_eq!(pool.publish(a, root(), &[1]), a);
-        assert_eq!(pool.publish(b, root(), &[1]), a);
+        assert_eq!(pool.publish(a, root().then(&[1])), a);
+        assert_eq!(pool.publish(b, root().then(&[1])), a);
         assert_eq!(pool.holders(a), 2);
         assert_eq!(pool.usage(), BlockUsage { free: 2, evictable: 0, held: 1 });
         pool.check_invariants().unwrap();
@@ -272,8 +284,8 @@ mod tests {
     fn nothing_is_cached_when_caching_is_off() {
         let mut pool = BlockPool::new(1, 1, false);
         let a = pool.allocate().unwrap();
-        assert_eq!(pool.publish(a, root(), &[1]), a);
-        assert_eq!(pool.find(&root(), &[1]), None);
+        assert_eq!(pool.publish(a, root().then(&[1])), a);
+        assert_eq!(pool.find(&root().then(&[1])), None);
         pool.release(a);
         assert_eq!(pool.usage(), BlockUsage { free: 1, evictable: 0, held: 0 });
     }
@@ -285,13 +297,13 @@ mod tests {
             let mut pool = BlockPool::new(6, 1, true);
             let mut tables: Vec<Vec<BlockId>> = vec![Vec::new(); 4];
             for (action, table, token) in actions {
-                let parent = tables[table].last().map_or(Some(root()), |&b| pool.as_parent(b));
+                let parent = tables[table].last().map_or(Some(root()), |&b| pool.digest(b));
+                let digest = parent.map(|parent| parent.then(&[token]));
                 match action {
-                    0 | 1 => if let (Some(parent), Some(block)) = (parent, pool.allocate()) {
-                        // Eviction cannot have taken a parent that is held.
-                        tables[table].push(pool.publish(block, parent, &[token]));
+                    0 | 1 => if let (Some(digest), Some(block)) = (digest, pool.allocate()) {
+                        tables[table].push(pool.publish(block, digest));
                     },
-                    2 => if let Some(hit) = parent.and_then(|parent| pool.find(&parent, &[token])) {
+                    2 => if let Some(hit) = digest.and_then(|digest| pool.find(&digest)) {
                         pool.acquire(hit);
                         tables[table].push(hit);
                     },

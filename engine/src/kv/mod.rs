@@ -15,4 +15,4 @@ mod prefix_cache;
 
 pub use block_pool::{BlockId, BlockPool, BlockUsage};
 pub use block_table::{BlockTable, blocks_for};
-pub use prefix_cache::{Parent, PrefixCache, Salt};
+pub use prefix_cache::{Digest, PrefixCache, Salt};

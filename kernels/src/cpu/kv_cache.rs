@@ -52,8 +52,62 @@ impl KvCache {
         KvCache { storage, shape, kv_heads: heads.kv_heads, head_dim }
     }
 
+    /// Copies whole blocks, one pair (from, to) after the other.
+    pub(super) fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
+        let blocks = self.shape.blocks;
+        for bytes in self.storage.bytes_mut() {
+            let size = bytes.len() / blocks;
+            for &(from, to) in pairs {
+                let from = from as usize * size;
+                bytes.copy_within(from..from + size, to as usize * size);
+            }
+        }
+    }
+
+    /// Bytes of one block.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.storage.bytes().iter().map(|bytes| bytes.len()).sum::<usize>() / self.shape.blocks
+    }
+
+    /// Appends the bytes of `block`.
+    pub(super) fn read_block(&self, block: u32, out: &mut Vec<u8>) {
+        for bytes in self.storage.bytes() {
+            let size = bytes.len() / self.shape.blocks;
+            out.extend_from_slice(&bytes[block as usize * size..][..size]);
+        }
+    }
+
+    /// Puts back what [`KvCache::read_block`] gave.
+    pub(super) fn write_block(&mut self, block: u32, mut from: &[u8]) {
+        let blocks = self.shape.blocks;
+        for bytes in self.storage.bytes_mut() {
+            let size = bytes.len() / blocks;
+            let (part, rest) = from.split_at(size);
+            bytes[block as usize * size..][..size].copy_from_slice(part);
+            from = rest;
+        }
+        assert!(from.is_empty(), "a block of another size");
+    }
+
     pub(super) fn geometry(&self) -> Geometry {
         Geometry { block_size: self.shape.block_size, kv_heads: self.kv_heads, head_dim: self.head_dim }
+    }
+}
+
+impl Storage {
+    /// Each buffer holds an equal share of every block, block after block.
+    fn bytes(&self) -> [&[u8]; 3] {
+        match self {
+            Storage::Brain { keys, values } => [keys.bytes(), values.bytes(), &[]],
+            Storage::Int8 { keys, values, scales } => [keys.bytes(), values.bytes(), scales.bytes()],
+        }
+    }
+
+    fn bytes_mut(&mut self) -> [&mut [u8]; 3] {
+        match self {
+            Storage::Brain { keys, values } => [keys.bytes_mut(), values.bytes_mut(), &mut []],
+            Storage::Int8 { keys, values, scales } => [keys.bytes_mut(), values.bytes_mut(), scales.bytes_mut()],
+        }
     }
 }
 

@@ -204,6 +204,22 @@ impl Backend for CpuBackend {
         KvCache::bytes_per_token(heads, self.kv_dtype)
     }
 
+    fn copy_blocks(&mut self, cache: &mut KvCache, pairs: &[(u32, u32)]) {
+        cache.copy_blocks(pairs);
+    }
+
+    fn block_bytes(&self, cache: &KvCache) -> usize {
+        cache.block_bytes()
+    }
+
+    fn read_block(&mut self, cache: &KvCache, block: u32, out: &mut Vec<u8>) {
+        cache.read_block(block, out);
+    }
+
+    fn write_block(&mut self, cache: &mut KvCache, block: u32, bytes: &[u8]) {
+        cache.write_block(block, bytes);
+    }
+
     fn form(&self, layer: &Linear) -> Form {
         layer.matrices.iter().fold(Form::default(), |form, m| {
             form.and(match m.layout {

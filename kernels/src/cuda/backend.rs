@@ -297,6 +297,33 @@ impl Backend for CudaBackend {
         2 * size_of::<u16>() * heads.kv_heads * cache_dim(heads.head_dim)
     }
 
+    fn copy_blocks(&mut self, cache: &mut KvCache, pairs: &[(u32, u32)]) {
+        for half in [&mut cache.keys, &mut cache.values] {
+            let size = half.len() / cache.shape.blocks;
+            for &(from, to) in pairs {
+                self.device.copy_within(half, from as usize * size, to as usize * size, size);
+            }
+        }
+    }
+
+    fn block_bytes(&self, cache: &KvCache) -> usize {
+        (cache.keys.len() + cache.values.len()) / cache.shape.blocks
+    }
+
+    fn read_block(&mut self, cache: &KvCache, block: u32, out: &mut Vec<u8>) {
+        for half in [&cache.keys, &cache.values] {
+            let (size, start) = (half.len() / cache.shape.blocks, out.len());
+            out.resize(start + size, 0);
+            self.device.download(half, block as usize * size, &mut out[start..]);
+        }
+    }
+
+    fn write_block(&mut self, cache: &mut KvCache, block: u32, bytes: &[u8]) {
+        let (keys, values) = bytes.split_at(cache.keys.len() / cache.shape.blocks);
+        self.device.upload_at(&mut cache.keys, block as usize * keys.len(), keys);
+        self.device.upload_at(&mut cache.values, block as usize * values.len(), values);
+    }
+
     fn memory_free(&self) -> Option<usize> {
         Some(self.device.launcher().memory().free)
     }

@@ -217,6 +217,13 @@ impl Launcher for Driver {
         Ok(())
     }
 
+    unsafe fn copy(&self, from: DevicePointer, to: DevicePointer, bytes: usize) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: forwarded.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream) }
+            .map_err(failed("copying within the GPU's memory"))
+    }
+
     unsafe fn zero(&self, to: DevicePointer, bytes: usize) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: forwarded.

@@ -106,6 +106,12 @@ pub trait Launcher: Send + Sync {
     /// `from` is the start of at least as many bytes of live device memory.
     unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), CudaError>;
 
+    /// Copies from one place of the device to another.
+    ///
+    /// # Safety
+    /// Both are the starts of at least `bytes` bytes of live device memory, and these do not overlap.
+    unsafe fn copy(&self, from: DevicePointer, to: DevicePointer, bytes: usize) -> Result<(), CudaError>;
+
     /// Fills with zeros.
     ///
     /// # Safety

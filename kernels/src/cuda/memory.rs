@@ -17,6 +17,11 @@ impl DeviceBuffer {
     pub(super) fn pointer(&self) -> DevicePointer {
         self.memory.as_ref().map_or(DevicePointer::default(), |(_, pointer)| *pointer)
     }
+
+    /// Its bytes; none after an error.
+    pub(super) fn len(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for DeviceBuffer {
@@ -96,6 +101,27 @@ impl Device {
             // SAFETY: the buffer holds as many bytes, or there was an error and nothing is done.
             self.attempt(|launcher| unsafe { launcher.upload(buffer.pointer(), bytes) });
         }
+    }
+
+    /// Writes `bytes` at `offset` of `buffer`, which holds them already.
+    pub(super) fn upload_at(&self, buffer: &mut DeviceBuffer, offset: usize, bytes: &[u8]) {
+        if self.error.borrow().is_some() || bytes.is_empty() {
+            return;
+        }
+        assert!(offset + bytes.len() <= buffer.bytes, "a write beyond a buffer of {} bytes", buffer.bytes);
+        // SAFETY: the range is inside the buffer.
+        self.attempt(|launcher| unsafe { launcher.upload(buffer.pointer().offset(offset), bytes) });
+    }
+
+    /// Copies `bytes` bytes at `from` to `to`; the two ranges do not overlap.
+    pub(super) fn copy_within(&self, buffer: &mut DeviceBuffer, from: usize, to: usize, bytes: usize) {
+        if self.error.borrow().is_some() || from == to || bytes == 0 {
+            return;
+        }
+        assert!(from.max(to) + bytes <= buffer.bytes && from.abs_diff(to) >= bytes, "ranges of one buffer, apart");
+        let pointer = buffer.pointer();
+        // SAFETY: both ranges are inside the buffer and apart.
+        self.attempt(|launcher| unsafe { launcher.copy(pointer.offset(from), pointer.offset(to), bytes) });
     }
 
     /// Reads `out.len()` bytes from `offset` on; leaves `out` as it is after an error.

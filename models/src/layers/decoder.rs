@@ -190,6 +190,34 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         self.backend.check().map_err(runtime)
     }
 
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ModelError> {
+        for cache in &mut self.caches {
+            self.backend.copy_blocks(cache, pairs);
+        }
+        self.backend.check().map_err(runtime)
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.caches.iter().map(|cache| self.backend.block_bytes(cache)).sum()
+    }
+
+    fn read_block(&mut self, block: u32, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        out.clear();
+        for cache in &self.caches {
+            self.backend.read_block(cache, block, out);
+        }
+        self.backend.check().map_err(runtime)
+    }
+
+    fn write_block(&mut self, block: u32, mut bytes: &[u8]) -> Result<(), ModelError> {
+        for cache in &mut self.caches {
+            let (layer, rest) = bytes.split_at(self.backend.block_bytes(cache));
+            self.backend.write_block(cache, block, layer);
+            bytes = rest;
+        }
+        self.backend.check().map_err(runtime)
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
         let step_input = StepInput {
             positions: &input.positions,

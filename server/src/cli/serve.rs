@@ -56,6 +56,10 @@ pub struct ServeFlags {
     /// Compute every prompt anew instead of reusing what earlier ones share with it.
     #[arg(long, env = "RILL_NO_PREFIX_CACHING")]
     pub no_prefix_caching: bool,
+    /// Tokens that may be proposed to follow a sequence and checked in one step; 0 proposes none. What is generated does
+    /// not depend on it.
+    #[arg(long, env = "RILL_DRAFT_TOKENS", default_value_t = 8)]
+    pub draft_tokens: usize,
     /// Key that requests must carry as `Authorization: Bearer KEY`; several may be given.
     #[arg(long, env = "RILL_API_KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,

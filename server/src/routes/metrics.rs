@@ -56,6 +56,8 @@ fn engine(page: &mut Page, serving: &Serving) {
         ("num_preemptions_total", "Sequences preempted", stats.preemptions.get()),
         ("prefix_cache_queries_total", "Prompt tokens looked up", stats.prefix_cache_queries.get()),
         ("prefix_cache_hits_total", "Prompt tokens found", stats.prefix_cache_hits.get()),
+        ("spec_decode_num_draft_tokens_total", "Drafted tokens checked", stats.drafted_tokens.get()),
+        ("spec_decode_num_accepted_tokens_total", "Drafted tokens accepted", stats.accepted_draft_tokens.get()),
     ] {
         page.both(name, "counter", help, &model, value);
     }

@@ -93,6 +93,7 @@ pub(crate) fn choices_of<'a>(
             prompt_logprobs,
             priority: options.priority,
             cache_salt: options.cache_salt.clone(),
+            tenant: None,
             grammar: grammar.cloned(),
         }
     })
