@@ -169,6 +169,8 @@ pub struct GenerationDefaults {
 
 /// No model we could run has more, and every product of two of them fits 64 bits.
 const SIZE_MAX: usize = 1 << 28;
+/// More layers than any published model has.
+const LAYERS_MAX: usize = 1 << 14;
 /// More experts than any published model has.
 const EXPERTS_MAX: usize = 1 << 12;
 
@@ -194,6 +196,9 @@ impl ModelConfig {
             if value == 0 || value > SIZE_MAX {
                 return Err(format!("the {what} is {value}; it must be 1 to {SIZE_MAX}"));
             }
+        }
+        if self.layers > LAYERS_MAX {
+            return Err(format!("the number of layers is {}; it must be 1 to {LAYERS_MAX}", self.layers));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(

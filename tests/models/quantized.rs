@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// Activations meet integer weights as 8-bit integers, which transformers does not do; FP8, act-order and small groups
 /// are rounded to 8 bits on top.
-const BOUNDS: Bounds = Bounds { root_mean_square: 0.025, largest: 0.15 };
+const BOUNDS: Bounds = Bounds { root_mean_square: 0.035, largest: 0.25 };
 
 /// A tensor of codes, scales or zero points.
 #[derive(Debug, Clone, Deserialize)]

@@ -23,7 +23,7 @@ pub(super) enum Layout {
 }
 
 /// Which nibble of an AWQ word holds the row of this number.
-const NIBBLE_OF_ROW: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+pub(super) const NIBBLE_OF_ROW: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// The group a column's scale and zero point belong to.
 pub(super) enum Groups {

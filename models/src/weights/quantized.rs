@@ -1,7 +1,7 @@
 //! Which tensors of a quantised checkpoint make one matrix: GPTQ's and AWQ's qweight, qzeros, scales and g_idx, and the
 //! weight_packed or weight with weight_scale of compressed-tensors and of FP8 files.
 
-use super::coded::{Coded, Groups, Layout, Zeros};
+use super::coded::{Coded, Groups, Layout, NIBBLE_OF_ROW, Zeros};
 use super::quantization::Method;
 use super::safetensors::{Raw, Safetensors};
 use crate::ModelError;
@@ -211,7 +211,7 @@ impl<'a> Module<'a> {
             bits: 4,
             codes,
             scales: self.by_rows(&scales, group_count),
-            zeros: self.zeros(zeros, group_count, 4, |row| [0, 4, 1, 5, 2, 6, 3, 7][row], 0),
+            zeros: self.zeros(zeros, group_count, 4, |row| NIBBLE_OF_ROW[row], 0),
             group_count,
             groups: Groups::Runs(self.run("scales", group_count, None)?),
         }))
