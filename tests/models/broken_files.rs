@@ -119,7 +119,7 @@ fn every_gguf_type_is_read_or_refused_by_name() {
         (16, "IQ2_XXS"),
         (19, "IQ1_S"),
         (24, "I8"),
-        (28, "F64"),
+        (25, "I16"),
         (34, "TQ1_0"),
         (40, "NVFP4"),
         (31, "Q4_0_4_4"),

@@ -15,8 +15,8 @@ use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
-const EIGHT: Bounds = Bounds { root_mean_square: 0.035, largest: 0.25 };
-const FOUR: Bounds = Bounds { root_mean_square: 0.25, largest: 1.5 };
+const EIGHT: Bounds = Bounds { root_mean_square: 0.05, largest: 0.35 };
+const FOUR: Bounds = Bounds { root_mean_square: 0.35, largest: 1.6 };
 
 fn load(path: &Path, quantize: Option<Quantize>) -> Result<LoadedModel, ModelError> {
     let files = rill_models::resolve(&path.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)?;

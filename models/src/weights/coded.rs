@@ -177,7 +177,7 @@ impl Coded<'_> {
                     for r in 0..rows {
                         let word = self.word(k / a_word * self.rows + first + r);
                         for i in 0..a_word.min(cols - k) {
-                            out[r * cols + k + i] = (word >> (bits * i as u32) & mask) as u8;
+                            out[r * cols + k + i] = ((word >> (bits * i as u32)) & mask) as u8;
                         }
                     }
                 }
@@ -187,7 +187,7 @@ impl Coded<'_> {
                     for r in 0..rows {
                         let row = first + r;
                         let word = self.word(k * (self.rows / 8) + row / 8);
-                        out[r * cols + k] = (word >> (4 * NIBBLE_OF_ROW[row % 8]) & 15) as u8;
+                        out[r * cols + k] = ((word >> (4 * NIBBLE_OF_ROW[row % 8])) & 15) as u8;
                     }
                 }
             }
@@ -196,7 +196,7 @@ impl Coded<'_> {
                 for r in 0..rows {
                     for k in 0..cols {
                         let word = self.word((first + r) * width + k / a_word);
-                        out[r * cols + k] = (word >> (bits * (k % a_word) as u32) & mask) as u8;
+                        out[r * cols + k] = ((word >> (bits * (k % a_word) as u32)) & mask) as u8;
                     }
                 }
             }
@@ -213,7 +213,7 @@ impl Coded<'_> {
 
 /// E4M3: sign, four bits of exponent, three of mantissa; all ones is no number.
 fn float8(code: u8) -> f32 {
-    let (exponent, mantissa) = (code >> 3 & 15, f32::from(code & 7));
+    let (exponent, mantissa) = ((code >> 3) & 15, f32::from(code & 7));
     let size = match (exponent, code & 7) {
         (15, 7) => f32::NAN,
         (0, _) => mantissa * 2_f32.powi(-9),

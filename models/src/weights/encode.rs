@@ -102,11 +102,11 @@ fn best_grid(values: &[f32; BLOCK]) -> (f16, f16) {
         let inverse = (CODE_MAX + 0.2 * f32::from(step)) / (high - low);
         let codes = values.map(|x| ((x - low) * inverse).round_ties_even().clamp(0.0, CODE_MAX));
         let (mut codes_sum, mut squares, mut products) = (0.0, 0.0, 0.0);
-        for k in 0..BLOCK {
-            let weighted = weights[k] * codes[k];
+        for ((weight, code), value) in weights.iter().zip(&codes).zip(values) {
+            let weighted = weight * code;
             codes_sum += weighted;
-            squares += weighted * codes[k];
-            products += weighted * values[k];
+            squares += weighted * code;
+            products += weighted * value;
         }
         let determinant = total * squares - codes_sum * codes_sum;
         if determinant <= 0.0 {

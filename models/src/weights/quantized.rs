@@ -117,7 +117,7 @@ impl<'a> Module<'a> {
             let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             let (group, first) = (index / width, index % width * a_word);
             for i in 0..a_word {
-                let code = (word >> (bits as u32 * place(i)) & mask) + u32::from(offset);
+                let code = ((word >> (bits as u32 * place(i))) & mask) + u32::from(offset);
                 zeros[(first + i) * group_count + group] = (code & mask) as u8;
             }
         }
@@ -307,7 +307,7 @@ impl<'a> Module<'a> {
             let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             for i in 0..a_word {
                 let row = index / group_count * a_word + i;
-                zeros[row * group_count + index % group_count] = (word >> (bits * i) & mask) as u8;
+                zeros[row * group_count + index % group_count] = ((word >> (bits * i)) & mask) as u8;
             }
         }
         Zeros::Each(zeros)
