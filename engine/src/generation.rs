@@ -4,6 +4,7 @@ use crate::config::EngineConfig;
 use crate::constraint::{Constraint, MaskThread};
 use crate::detokenizer::{Detokenizer, TokenText};
 use crate::handle::Submission;
+use crate::pooling::Pool;
 use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage};
 use crate::sampler::{RuledOut, Sampler, TokenHistory};
 use crate::scheduler::PlanEntry;
@@ -80,6 +81,8 @@ pub(crate) struct Generation {
     prompt_done: bool,
     /// Proposes what may follow; `None`: nothing ever is.
     drafter: Option<Drafter>,
+    /// Of a prompt that is to be embedded.
+    pool: Option<Pool>,
     events: flume::Sender<Event>,
     /// Until the first admission.
     place: Option<BacklogPlace>,
@@ -96,7 +99,7 @@ impl Generation {
         config: &EngineConfig,
         text: &dyn TokenText,
     ) -> (Sequence, Generation) {
-        let Submission { mut request, events, place, in_flight, submitted_us } = submission;
+        let Submission { mut request, pooling, events, place, in_flight, submitted_us } = submission;
         let prompt = std::mem::take(&mut request.prompt);
         let key = SequenceKey { priority: request.priority, arrival };
         let max_tokens = request.max_new_tokens(prompt.len(), config.context_len);
@@ -125,6 +128,7 @@ impl Generation {
             prompt_logprobs: Vec::new(),
             prompt_done: false,
             drafter: (config.max_drafts > 0).then(Drafter::default),
+            pool: pooling.map(|pooling| Pool::new(pooling, prompt.len())),
             events,
             place: Some(place),
             _in_flight: in_flight,
@@ -134,7 +138,9 @@ impl Generation {
         let scored = generation.request.prompt_logprobs.is_some();
         let salt = generation.request.cache_salt.as_deref().map(Into::into);
         let tenant = generation.request.tenant.clone();
-        (Sequence::new(key, prompt, max_tokens, scored, salt).of_tenant(tenant), generation)
+        let mut sequence = Sequence::new(key, prompt, max_tokens, scored, salt).of_tenant(tenant);
+        sequence.reads_no_cache = pooling.is_some_and(Pool::needs_all);
+        (sequence, generation)
     }
 
     /// Whether several of its kind can share one computation of their prompt: they sample, and nobody asked for the
@@ -153,6 +159,11 @@ impl Generation {
         self.place.as_ref().map(|_| now.saturating_sub(self.times.submitted))
     }
 
+    /// Microseconds since it was submitted.
+    pub(crate) fn age_us(&self, now: u64) -> u64 {
+        now.saturating_sub(self.times.submitted)
+    }
+
     pub(crate) fn admit(&mut self, now: u64) {
         self.place = None;
         self.times.admitted = Some(now);
@@ -163,6 +174,11 @@ impl Generation {
         if let Some(constraint) = &mut self.constraint {
             constraint.prepare(thread);
         }
+    }
+
+    /// What gathers hidden states, for a prompt that is to be embedded.
+    pub(crate) fn pool(&mut self) -> Option<&mut Pool> {
+        self.pool.as_mut()
     }
 
     pub(crate) fn is_constrained(&self) -> bool {
@@ -292,6 +308,9 @@ impl Generation {
             logprobs.resize(self.prompt_len, None);
             output.events.push((sequence.key(), Event::Prompt { logprobs }));
         }
+        if let Some(pool) = &self.pool {
+            output.events.push((sequence.key(), Event::Embedding { values: pool.finish() }));
+        }
     }
 
     fn finish(&self, sequence: &Sequence, reason: FinishReason, output: &mut Output<'_>) {
@@ -365,7 +384,7 @@ impl Generation {
     pub(crate) fn observe(&mut self, event: &Event, now: u64, stats: &Stats) {
         let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 * 1e-6;
         match event {
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
             Event::Delta { token_ids, .. } => {
                 stats.generation_tokens.add(token_ids.len() as u64);
                 match self.times.first_token {

@@ -5,10 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rill_models::Pooling;
+
 use crate::config::EngineConfig;
+use crate::inspect::EngineState;
+use crate::pooling::EmbedRequest;
 use crate::request::{Event, GenerateRequest};
 use crate::stats::{BacklogFull, BacklogPlace, Stats};
 use crate::step_loop::Clock;
+
+/// Who may wait to be told the engine's state.
+const INSPECTORS_MAX: usize = 8;
 
 /// A cheap, cloneable reference to the engine thread.
 #[derive(Clone)]
@@ -56,13 +63,15 @@ pub enum Health {
 /// What travels to the engine thread.
 pub(crate) enum Message {
     Submit(Vec<Submission>),
-    /// Look at `Shared::stop`.
+    /// Look at `Shared::stop`, and at who wants to be told the engine's state.
     Wake,
 }
 
 /// An accepted request on its way.
 pub(crate) struct Submission {
     pub(crate) request: GenerateRequest,
+    /// How its hidden states become an embedding, if they are to.
+    pub(crate) pooling: Option<Pooling>,
     pub(crate) events: flume::Sender<Event>,
     pub(crate) place: BacklogPlace,
     pub(crate) in_flight: flume::Sender<Infallible>,
@@ -83,8 +92,12 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<Stats>,
     pub(crate) stop: AtomicBool,
     vocab_size: usize,
+    hidden_size: usize,
     clock: Clock,
     gate: Mutex<Gate>,
+    /// Who wants to be told the engine's state.
+    inspect: flume::Sender<flume::Sender<EngineState>>,
+    pub(crate) inspectors: flume::Receiver<flume::Sender<EngineState>>,
     in_flight: flume::Receiver<Infallible>,
     stopped: flume::Receiver<Infallible>,
 }
@@ -110,20 +123,24 @@ impl Shared {
 impl EngineHandle {
     pub(crate) fn new(
         config: EngineConfig,
-        vocab_size: usize,
+        (vocab_size, hidden_size): (usize, usize),
         clock: Clock,
     ) -> (EngineHandle, flume::Receiver<Message>, Alive) {
         let (in_flight_sender, in_flight) = flume::bounded(0);
         let (alive, stopped) = flume::bounded(0);
-        // The backlog's bound, and one wake-up: sending never finds it full.
-        let (messages, inbox) = flume::bounded(config.max_waiting + 1);
+        let (inspect, inspectors) = flume::bounded(INSPECTORS_MAX);
+        // The backlog's bound, and all wake-ups: sending never finds it full.
+        let (messages, inbox) = flume::bounded(config.max_waiting + INSPECTORS_MAX + 1);
         let shared = Shared {
             stats: Arc::new(Stats::new(config.num_blocks, config.context_len)),
             config,
             stop: AtomicBool::new(false),
             vocab_size,
+            hidden_size,
             clock,
             gate: Mutex::new(Gate::Open(in_flight_sender)),
+            inspect,
+            inspectors,
             in_flight,
             stopped,
         };
@@ -140,8 +157,26 @@ impl EngineHandle {
         streams.pop().ok_or_else(|| SubmitError::Invalid("no request was given".into()))
     }
 
+    /// Queues a text to be embedded: its stream is [`Event::Embedding`] and the terminal event. Never blocks.
+    pub fn embed(&self, request: EmbedRequest) -> Result<EventStream, SubmitError> {
+        if self.hidden_size() == 0 || request.pooling == Pooling::Other {
+            return Err(SubmitError::Invalid("this model makes no embeddings".into()));
+        }
+        let (request, pooling) = request.into_generate();
+        let mut streams = self.enqueue(vec![request], Some(pooling))?;
+        streams.pop().ok_or_else(|| SubmitError::Invalid("no request was given".into()))
+    }
+
     /// Queues all of `requests`, or none; never blocks. Neighbours with one prompt compute it once.
     pub fn submit_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<EventStream>, SubmitError> {
+        self.enqueue(requests, None)
+    }
+
+    fn enqueue(
+        &self,
+        requests: Vec<GenerateRequest>,
+        pooling: Option<Pooling>,
+    ) -> Result<Vec<EventStream>, SubmitError> {
         let Shared { config, vocab_size, .. } = &*self.shared;
         for request in &requests {
             request.check(*vocab_size, config.context_len).map_err(SubmitError::Invalid)?;
@@ -166,7 +201,7 @@ impl EngineHandle {
             let place = self.enter_backlog(request.prompt.len())?;
             let (sender, events) = flume::bounded(request.events_max(config.context_len));
             let in_flight = in_flight.clone();
-            submissions.push(Submission { request, events: sender, place, in_flight, submitted_us });
+            submissions.push(Submission { request, pooling, events: sender, place, in_flight, submitted_us });
             streams.push(EventStream { events });
         }
         match self.messages.try_send(Message::Submit(submissions)) {
@@ -186,6 +221,15 @@ impl EngineHandle {
         })
     }
 
+    /// The engine's state between two steps; `None` if it has ended, or too many ask already.
+    pub async fn inspect(&self) -> Option<EngineState> {
+        let (reply, state) = flume::bounded(1);
+        self.shared.inspect.try_send(reply).ok()?;
+        // If there is no room the engine is about to wake up anyway.
+        let _ = self.messages.try_send(Message::Wake);
+        state.recv_async().await.ok()
+    }
+
     pub fn config(&self) -> &EngineConfig {
         &self.shared.config
     }
@@ -193,6 +237,11 @@ impl EngineHandle {
     /// Token ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.shared.vocab_size
+    }
+
+    /// Width of an embedding; 0 where the model makes none.
+    pub fn hidden_size(&self) -> usize {
+        self.shared.hidden_size
     }
 
     /// Reading them never waits for a step.

@@ -10,9 +10,11 @@ mod detokenizer;
 pub mod fair_share;
 mod generation;
 mod handle;
+mod inspect;
 pub mod kv;
 mod pace;
 mod philox;
+mod pooling;
 mod request;
 mod runner;
 pub mod sampler;
@@ -29,6 +31,8 @@ pub use config::{ConfigError, EngineConfig};
 pub use constraint::{Constraint, Grammar, GrammarCompiler, GrammarError, TokenMask, regex_in_grammar};
 pub use detokenizer::{Detokenizer, TokenText};
 pub use handle::{EngineHandle, EventStream, Health, SubmitError};
+pub use inspect::{EngineState, SequenceState};
+pub use pooling::EmbedRequest;
 pub use request::{
     Event, FailureKind, FinishReason, GenerateRequest, SamplingParams, StopParams, TokenLogprobs, Usage,
 };

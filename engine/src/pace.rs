@@ -38,7 +38,7 @@ pub(crate) struct Pace {
     /// The inverse of the features' weighted correlation.
     uncertainty: [[f64; FEATURES]; FEATURES],
     steps: u64,
-    /// Rows of prompts beside the last step's streams: the next step has at most twice as many.
+    /// Rows of prompts in the last step: the next one has at most twice as many beside streams.
     last_prefill: usize,
 }
 
@@ -61,8 +61,9 @@ impl Pace {
         dot(self.weights, work.features())
     }
 
-    /// `work` took `seconds`.
-    pub(crate) fn observe(&mut self, work: Work, seconds: f64) {
+    /// `work`, of which `prefill` rows were prompts', took `seconds`.
+    pub(crate) fn observe(&mut self, work: Work, prefill: usize, seconds: f64) {
+        self.last_prefill = prefill;
         let features = work.features();
         // One step held up by something else must not count for more than a slow one.
         let predicted = self.predict(work);
@@ -86,17 +87,14 @@ impl Pace {
 
     /// Rows of prompts the coming step may compute beside `streams`, whose rows are the next tokens of running
     /// sequences, where each of those rows attends to up to `context` tokens.
-    pub(crate) fn prefill_rows(&mut self, streams: Work, context: usize) -> usize {
+    pub(crate) fn prefill_rows(&self, streams: Work, context: usize) -> usize {
         if streams.rows == 0 {
-            self.last_prefill = 0;
             return usize::MAX;
         }
         let of_a_row = self.row_cost(context) - self.weights[2] * SCALE[2];
         let allowed = self.patience(streams).unwrap_or(0.0) / of_a_row.max(f64::MIN_POSITIVE);
         let allowed = if allowed.is_finite() { allowed as usize } else { 0 };
-        let rows = allowed.min(2 * self.last_prefill).max(PREFILL_ROWS_MIN);
-        self.last_prefill = rows;
-        rows
+        allowed.min(2 * self.last_prefill).max(PREFILL_ROWS_MIN)
     }
 
     /// Seconds the coming step may take beyond what `streams` take alone; `None` if nobody waits for it.
@@ -154,7 +152,7 @@ mod tests {
                     0 => Work { rows: 60, logit_rows: 1, attended: 60 * 30 },
                     _ => decoding(streams, 90),
                 };
-                pace.observe(work, seconds(work));
+                pace.observe(work, 0, seconds(work));
             }
             let (mut computed, mut steps) = (0, 0);
             while computed < 6000 {
@@ -167,7 +165,7 @@ mod tests {
                     floor || seconds(work) <= 2.0 * seconds(alone),
                     "{streams} streams, {rows} rows at {computed}"
                 );
-                pace.observe(work, seconds(work));
+                pace.observe(work, rows, seconds(work));
                 computed += rows;
                 steps += 1;
             }
@@ -184,9 +182,9 @@ mod tests {
     fn one_step_that_was_held_up_is_not_believed() {
         let mut pace = Pace::default();
         for _ in 0..40 {
-            pace.observe(decoding(8, 100), seconds(decoding(8, 100)));
+            pace.observe(decoding(8, 100), 0, seconds(decoding(8, 100)));
         }
-        pace.observe(decoding(8, 100), 10.0);
+        pace.observe(decoding(8, 100), 0, 10.0);
         assert!(pace.predict(decoding(8, 100)) < 2.0 * seconds(decoding(8, 100)));
     }
 }

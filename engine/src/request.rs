@@ -134,6 +134,10 @@ pub enum Event {
     Prompt {
         logprobs: Vec<Option<TokenLogprobs>>,
     },
+    /// What an [`EmbedRequest`](crate::EmbedRequest) asked for. Sent once, before `Finished`.
+    Embedding {
+        values: Vec<f32>,
+    },
     /// New text and the tokens it came from. Text may lag behind tokens while it could still turn out to be the
     /// start of a stop string or an incomplete UTF-8 sequence; all deltas' text concatenated is the final text.
     Delta {

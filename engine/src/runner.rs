@@ -35,6 +35,17 @@ pub trait Runner: Send {
     /// Writes the keys and values of `input`'s rows to their slots and fills `logits` with
     /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError>;
+
+    /// Width of a hidden state; 0 where there are none to be had, and so no embeddings.
+    fn hidden_size(&self) -> usize {
+        0
+    }
+
+    /// Appends to `out` the final hidden states of `rows` of the last forward pass, `hidden_size` values each. They
+    /// must depend on a row's own sequence alone, too.
+    fn hidden_states(&mut self, _rows: &[u32], _out: &mut Vec<f32>) -> Result<(), RunnerError> {
+        Err(RunnerError::Fatal("this runner has no hidden states".to_owned()))
+    }
 }
 
 /// Runs a `rill_models::Model`.
@@ -73,6 +84,14 @@ impl Runner for ModelRunner {
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
         self.model.forward(input, logits).map_err(fatal)
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.model.shape().hidden_size
+    }
+
+    fn hidden_states(&mut self, rows: &[u32], out: &mut Vec<f32>) -> Result<(), RunnerError> {
+        self.model.hidden_states(rows, out).map_err(|error| RunnerError::Fatal(error.to_string()))
     }
 }
 

@@ -224,6 +224,16 @@ impl Scheduler {
         }
     }
 
+    /// Contents that can be read back.
+    pub fn spilled(&self) -> usize {
+        self.spilled.len()
+    }
+
+    /// Tenants with sequences.
+    pub fn tenants(&self) -> usize {
+        self.shares.present()
+    }
+
     pub fn is_spilled(&self, digest: &Digest) -> bool {
         self.spilled.contains(digest)
     }

@@ -33,6 +33,8 @@ pub struct Sequence {
     pub(crate) samples: bool,
     /// First prompt position whose logits have not been seen yet, if the caller wants them all.
     pub(crate) prompt_rows_from: Option<usize>,
+    /// All of the prompt must be computed, whatever the prefix cache holds.
+    pub(crate) reads_no_cache: bool,
     /// Prompt tokens that came from the prefix cache when the sequence first ran.
     pub(crate) cached_prompt_tokens: usize,
     /// Whether it has run before and lost its blocks.
@@ -65,6 +67,7 @@ impl Sequence {
             table: BlockTable::default(),
             samples: max_tokens > 0,
             prompt_rows_from: wants_prompt_logits.then_some(0),
+            reads_no_cache: false,
             cached_prompt_tokens: 0,
             preempted: false,
             granted: 0,
@@ -149,6 +152,9 @@ impl Sequence {
     /// How many tokens may be taken from the prefix cache: at least one is always left to compute, and none whose
     /// logits are still wanted.
     fn cacheable(&self) -> usize {
+        if self.reads_no_cache {
+            return 0;
+        }
         let last = self.tokens.len() - 1;
         self.prompt_rows_from.filter(|&from| from < self.prompt_len - 1).map_or(last, |from| from.min(last))
     }

@@ -12,6 +12,7 @@ use crate::constraint::MaskThread;
 use crate::detokenizer::TokenText;
 use crate::generation::{ComputedRows, Generation, Output, SequenceFailure};
 use crate::handle::{Alive, EngineHandle, Health, Message, Shared};
+use crate::inspect::EngineState;
 use crate::kv::{BlockUsage, Digest};
 use crate::pace::{Pace, Work};
 use crate::request::{Event, FailureKind};
@@ -115,6 +116,8 @@ pub struct EngineCore {
     arrivals: u64,
     batch: Batch,
     logits: Vec<f32>,
+    /// Hidden states, for embeddings.
+    hidden: Vec<f32>,
     sampler: Sampler,
     pace: Pace,
     spill: Option<Spill>,
@@ -147,7 +150,8 @@ impl EngineCore {
         let limits = Limits { max_batch_tokens: config.max_batch_tokens, max_running: config.max_running };
         let scheduler = Scheduler::new(limits, config.num_blocks, config.block_size, config.prefix_caching);
         let vocab_size = runner.vocab_size();
-        let (handle, inbox, alive) = EngineHandle::new(config, vocab_size, clock.clone());
+        let widths = (vocab_size, runner.hidden_size());
+        let (handle, inbox, alive) = EngineHandle::new(config, widths, clock.clone());
         let core = EngineCore {
             shared: Arc::clone(handle.shared()),
             inbox,
@@ -160,6 +164,7 @@ impl EngineCore {
             arrivals: 0,
             batch: Batch::default(),
             logits: Vec::new(),
+            hidden: Vec::new(),
             sampler: Sampler::default(),
             pace: Pace::default(),
             spill: None,
@@ -203,6 +208,7 @@ impl EngineCore {
     /// One step. An error is the end of the engine: the runner may not be used again.
     pub fn step(&mut self) -> Result<Step, RunnerError> {
         self.receive();
+        self.tell_inspectors();
         if self.shared.stop.load(Ordering::Acquire) {
             return Ok(Step::Stop);
         }
@@ -217,6 +223,7 @@ impl EngineCore {
             self.prepare_masks();
             match self.forward() {
                 Ok(()) => {
+                    self.pool()?;
                     self.take_rows();
                     self.fork();
                     self.remove_ended();
@@ -262,6 +269,14 @@ impl EngineCore {
     fn receive(&mut self) {
         while let Ok(message) = self.inbox.try_recv() {
             self.take(message);
+        }
+    }
+
+    fn tell_inspectors(&self) {
+        while let Ok(inspector) = self.shared.inspectors.try_recv() {
+            let generation = |key| self.generations.get(&key);
+            // Whoever asked may be gone.
+            let _ = inspector.try_send(EngineState::of(&self.scheduler, generation, self.clock.now_us()));
         }
     }
 
@@ -440,6 +455,33 @@ impl EngineCore {
         Ok(())
     }
 
+    /// Gathers the hidden states that prompts to be embedded want of this step.
+    fn pool(&mut self) -> Result<(), RunnerError> {
+        for (place, entry) in self.scheduler.plan().entries.iter().enumerate() {
+            let Some(pool) = self.generations.get_mut(&entry.key).and_then(Generation::pool) else { continue };
+            let positions = entry.start..entry.start + entry.count;
+            let wanted: Vec<usize> = positions.filter(|&position| pool.wants(position)).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let first_row = self.batch.input.query_starts[place] as usize;
+            let rows: Vec<u32> =
+                wanted.iter().map(|position| (first_row + position - entry.start) as u32).collect();
+            self.hidden.clear();
+            self.runner.hidden_states(&rows, &mut self.hidden)?;
+            let width = self.runner.hidden_size();
+            if self.hidden.len() != rows.len() * width {
+                let got = self.hidden.len();
+                let message = format!("{got} values came back for {} hidden states of {width}", rows.len());
+                return Err(RunnerError::Fatal(message));
+            }
+            for (position, state) in wanted.into_iter().zip(self.hidden.chunks_exact(width)) {
+                pool.add(position, state);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes tokens and events of the logits, and settles what has been computed.
     fn take_rows(&mut self) {
         for place in 0..self.scheduler.plan().entries.len() {
@@ -519,7 +561,9 @@ impl EngineCore {
         for (&end, rows) in self.batch.input.context_lens.iter().zip(self.batch.input.query_starts.windows(2)) {
             work.add_tokens(end as usize, (rows[1] - rows[0]) as usize);
         }
-        self.pace.observe(work, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+        let entries = self.scheduler.plan().entries.iter();
+        let prefill = entries.map(|entry| entry.end() - entry.start).filter(|&rows| rows > 1).sum();
+        self.pace.observe(work, prefill, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
     }
 
     /// The step's sequences end; what it was to copy or compute is lost with them.
@@ -581,6 +625,8 @@ impl EngineCore {
     fn end_streams(&mut self, health: Health, kind: FailureKind, message: &str) {
         self.shared.close(health);
         self.receive();
+        // Nobody is told any more: their channels close.
+        while self.shared.inspectors.try_recv().is_ok() {}
         // The scheduler may have been left half way through something; its blocks are nobody's now.
         let stats = &self.shared.stats;
         stats.set_sequences(0, 0);

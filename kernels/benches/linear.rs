@@ -1,10 +1,11 @@
-//! Linear layers of the default model, one row to a prefill chunk: GMAC/s, against what the machine can do.
+//! Linear layers of the default model, one row to a prefill chunk, against what the machine can do, which is printed first.
 //!
-//! `cargo bench -p rill-kernels --bench linear`. For one row the limit is memory: bytes = 5/8 (4-bit) or 17/16 (8-bit)
-//! a weight, 2 for bf16. From 16 rows on it is `vpdpbusd`: 64 MAC a cycle and core on Zen 4, or `vdpbf16ps`: 32.
+//! `cargo bench -p rill-kernels --bench linear`. For one row the limit is memory, and the figure is bytes of weights a
+//! second (small layers stay in caches); for more it is products: elements are multiply-adds.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rill_kernels::{Backend, CpuBackend, Dtype, Isa, Matrix, Rows, Stored};
+use rill_kernels::{Backend, CpuBackend, Dtype, Isa, Matrix, Rows, Stored, limits};
+use std::time::Duration;
 
 /// Bytes that are sound blocks: small scales, any codes.
 fn weights(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
@@ -32,6 +33,12 @@ fn weights(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
 
 fn linear(c: &mut Criterion) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let limits = limits::measure(Isa::detect(), threads, Duration::from_secs(1));
+    println!(
+        "limits: {:.1} GB/s read, {:.0} GMAC/s int8",
+        limits.read_bytes_per_s / 1e9,
+        limits.int8_macs_per_s / 1e9
+    );
     let mut backend = CpuBackend::new(threads, Isa::detect());
     for (name, dtype, rows, cols) in [
         ("gate_up", Dtype::Q4_1, 3072, 576),
@@ -54,7 +61,10 @@ fn linear(c: &mut Criterion) {
             backend.embed(&table, &(0..tokens as u32).collect::<Vec<_>>(), 1.0, &mut x);
             let form = backend.form(&layer);
             backend.rms_norm(&x, None, &norm, 1e-5, (&mut input, form));
-            group.throughput(Throughput::Elements((tokens * rows * cols) as u64));
+            group.throughput(match tokens {
+                1 => Throughput::Bytes(layer.bytes() as u64),
+                _ => Throughput::Elements((tokens * rows * cols) as u64),
+            });
             group.bench_function(BenchmarkId::from_parameter(tokens), |b| {
                 b.iter(|| backend.linear(&layer, &input, &mut out));
             });
@@ -65,7 +75,7 @@ fn linear(c: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().sample_size(20).measurement_time(std::time::Duration::from_secs(1)).warm_up_time(std::time::Duration::from_millis(300));
+    config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(1)).warm_up_time(Duration::from_millis(300));
     targets = linear
 }
 criterion_main!(benches);

@@ -88,6 +88,20 @@ pub fn quantize_row(x: &[f32]) -> Vec<f64> {
     x.chunks(GROUP).flat_map(quantize).collect()
 }
 
+/// A row after shifted 8-bit quantisation in groups of 32: whole multiples of a 253rd of the range, zero included; groups
+/// of a range below 1e-30 are zeros.
+pub fn shift_row(x: &[f32]) -> Vec<f64> {
+    let quantize = |group: &[f32]| {
+        let most = group.iter().fold(0.0_f32, |m, &x| m.max(x));
+        let least = group.iter().fold(0.0_f32, |m, &x| m.min(x));
+        let range = if most - least < 1e-30 { 0.0 } else { most - least };
+        let inverse = if range > 0.0 { 253.0 / range } else { 0.0 };
+        let scale = f64::from(range / 253.0);
+        group.iter().map(|x| f64::from((x * inverse).round_ties_even()) * scale).collect::<Vec<f64>>()
+    };
+    x.chunks(GROUP).flat_map(quantize).collect()
+}
+
 /// One row times a matrix of `x.len()` columns.
 pub fn linear(weights: &[Sum], x: &[f64]) -> Vec<Sum> {
     let output = |w: &[Sum]| {

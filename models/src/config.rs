@@ -2,11 +2,14 @@
 
 mod from_gguf;
 mod from_json;
+mod pooling;
 mod templates;
 
 use std::collections::BTreeMap;
 
+use crate::FillInTheMiddle;
 use crate::ModelError;
+pub use pooling::Pooling;
 pub use rill_kernels::Activation;
 
 /// What a model file says about the model. Sizes are in elements, lengths in tokens.
@@ -68,6 +71,10 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     pub chat_template: Option<ChatTemplates>,
     pub generation: GenerationDefaults,
+    /// How hidden states become an embedding; `None`: the files do not say.
+    pub pooling: Option<Pooling>,
+    /// Where the file names these tokens itself.
+    pub fill_in_the_middle: Option<FillInTheMiddle>,
 }
 
 /// Sparse mixtures of experts.

@@ -50,6 +50,8 @@ impl ForwardInput {
 pub struct ModelShape {
     /// Width of a logits row.
     pub vocab_size: usize,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
     /// Longest sequence the model was trained for, in tokens.
     pub context_len: usize,
     /// Bytes of KV cache one token takes over all layers.
@@ -87,4 +89,10 @@ pub trait Model: Send {
     /// A row's result depends on its own sequence alone, bit for bit, never on what else is in the batch or on
     /// how its context was cut into steps.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError>;
+
+    /// Appends to `out` the hidden states, after the final norm, of `rows` of the last forward pass: `hidden_size`
+    /// values each. They depend on a row's own sequence alone, too.
+    fn hidden_states(&mut self, _rows: &[u32], _out: &mut Vec<f32>) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported("this model does not show its hidden states".into()))
+    }
 }

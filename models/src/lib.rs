@@ -2,6 +2,7 @@
 
 mod config;
 mod error;
+mod fill_in_the_middle;
 mod forward;
 mod gemma;
 mod gguf;
@@ -20,9 +21,11 @@ mod traffic;
 mod weights;
 
 pub use config::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
+    RopeStyle,
 };
 pub use error::ModelError;
+pub use fill_in_the_middle::FillInTheMiddle;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, OpenDevice, load, load_on};

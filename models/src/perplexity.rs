@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn counting() -> Counting {
-        let shape = ModelShape { vocab_size: 10, context_len: 300, kv_bytes_per_token: 1 };
+        let shape = ModelShape { vocab_size: 10, hidden_size: 1, context_len: 300, kv_bytes_per_token: 1 };
         Counting { shape, seen: Vec::new() }
     }
 

@@ -3,6 +3,7 @@
 mod cached;
 mod default_model;
 mod disk;
+mod fingerprint;
 mod hub;
 mod local;
 mod options;

@@ -108,7 +108,7 @@ impl MessageFrames {
 impl Frames for MessageFrames {
     fn event(&mut self, _: usize, event: Event) -> bool {
         match event {
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
             Event::Delta { text, .. } => {
                 for piece in self.reader.push(&text) {
                     if piece != Piece::Content(String::new()) {
@@ -118,8 +118,8 @@ impl Frames for MessageFrames {
             }
             Event::Finished { reason, usage } => self.end(reason, usage),
             Event::Failed { kind, message } => {
-                let error = MessagesError(ApiError::failed(kind, message)).to_json();
-                self.frame("error", &error);
+                let error = MessagesError(ApiError::failed(kind, message));
+                self.frame("error", &json!(error.body()));
                 return false;
             }
         }

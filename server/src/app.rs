@@ -4,21 +4,24 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use rill_engine::{EngineHandle, Health};
-use rill_models::Tokenizer;
+use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::auth::ApiKeys;
+use crate::auth::caller::rate_limit_headers;
+use crate::auth::layer::{CallerName, authorize};
 use crate::body::BodyLimits;
 use crate::chat_template::ChatTemplate;
 use crate::drain::{Drain, InFlight};
 use crate::grammars::Grammars;
+use crate::leftover_body::hear_out;
 use crate::prompt::PromptEncoder;
 use crate::protocol::ApiError;
 use crate::reasoning::ReasoningFormat;
@@ -42,6 +45,8 @@ pub struct AppOptions {
     pub keep_alive: Duration,
     /// Take `chat_template` from requests: it runs code of the client's in the template engine.
     pub trust_request_chat_template: bool,
+    /// Answer `/debug/engine`.
+    pub debug_endpoints: bool,
 }
 
 /// Which web pages may call the API from a browser.
@@ -65,6 +70,10 @@ pub struct Serving {
     pub eos_token_ids: Vec<u32>,
     /// Of requests that leave parameters out.
     pub sampling: SamplingDefaults,
+    /// How embeddings are made.
+    pub pooling: Pooling,
+    /// The tokens that let the model fill in what is between two texts, if it has them.
+    pub fill_in_the_middle: Option<FillInTheMiddle>,
     /// How the model writes calls.
     pub tool_format: ToolFormat,
     /// How it marks thoughts, if it has any.
@@ -134,6 +143,14 @@ impl AppState {
         }
     }
 
+    pub fn debug_endpoints(&self) -> bool {
+        self.options.debug_endpoints
+    }
+
+    pub fn keys(&self) -> &ApiKeys {
+        &self.options.keys
+    }
+
     pub fn drain(&self) -> &Arc<Drain> {
         &self.drain
     }
@@ -192,12 +209,26 @@ pub fn unix_seconds() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// All routes.
-pub fn router(state: Arc<AppState>) -> Router {
-    router_with(state, Router::new())
+/// All routes; `/metrics` too unless it has a listener of its own.
+pub fn router(state: Arc<AppState>, with_metrics: bool) -> Router {
+    router_with(state, if with_metrics { metrics() } else { Router::new() })
 }
 
-/// All routes and `more`, under the same layers.
+/// What the metrics' own listener answers.
+pub fn metrics_router(state: Arc<AppState>) -> Router {
+    layered(state, probes().merge(metrics()))
+}
+
+/// `/metrics` alone.
+pub fn metrics() -> Router<Arc<AppState>> {
+    Router::new().route("/metrics", get(routes::metrics::metrics))
+}
+
+fn probes() -> Router<Arc<AppState>> {
+    Router::new().route("/health", get(routes::health::health)).route("/ready", get(routes::health::ready))
+}
+
+/// All routes but `/metrics`, and `more`, which asks for no key, under the same layers.
 pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router {
     let guarded = Router::new()
         .route("/v1/completions", post(routes::completions::completions))
@@ -206,26 +237,34 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/v1/chat/completions/render", post(routes::chat::render))
         .route("/v1/responses", post(routes::responses::responses))
         .route("/v1/responses/{id}", get(routes::responses::one).delete(routes::responses::delete))
+        .route("/v1/embeddings", post(routes::embeddings::embeddings))
         .route("/v1/messages", post(routes::messages::messages))
         .route("/v1/messages/count_tokens", post(routes::messages::count_tokens))
         .route("/v1/models", get(routes::models::list))
         .route("/v1/models/{*id}", get(routes::models::one))
         .route("/tokenize", post(routes::tokenize::tokenize))
         .route("/detokenize", post(routes::tokenize::detokenize))
-        .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
-    Router::new()
-        .merge(guarded)
-        .merge(more)
-        .route("/", get(routes::ui::page))
-        .route("/health", get(routes::health::health))
-        .route("/ready", get(routes::health::ready))
+        .route("/tokenizer_info", get(routes::tokenize::info))
         .route("/version", get(routes::health::version))
-        .route("/metrics", get(routes::metrics::metrics))
+        .route("/debug/engine", get(routes::debug::engine))
+        .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
+    // The same for everyone; the pages ask for a key themselves.
+    let pages = Router::new()
+        .route("/", get(routes::ui::page))
+        .route("/docs", get(routes::docs::page))
+        .route("/openapi.json", get(routes::docs::description));
+    layered(state, guarded.merge(more).merge(pages).merge(probes()))
+}
+
+fn layered(state: Arc<AppState>, routes: Router<Arc<AppState>>) -> Router {
+    routes
         .fallback(async |request: Request| {
-            ApiError::route_not_found(request.method().as_str(), request.uri().path())
+            let path = request.uri().path();
+            in_shape_of(path, ApiError::route_not_found(request.method().as_str(), path))
         })
         .method_not_allowed_fallback(async |request: Request| {
-            ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+            let path = request.uri().path();
+            in_shape_of(path, ApiError::method_not_allowed(request.method().as_str(), path))
         })
         .layer(cors(&state.options.cors))
         .layer(CatchPanicLayer::custom(|panic: Box<dyn std::any::Any + Send>| {
@@ -237,17 +276,16 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
             tracing::error!(panic = what, "a handler panicked");
             ApiError::internal("a defect in the server was caught; see its log").into_response()
         }))
+        .layer(middleware::map_request(async |request: Request| hear_out(request)))
         .layer(middleware::from_fn(log))
         .with_state(state)
 }
 
-async fn authorize(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    if state.options.keys.allow(request.headers()) {
-        next.run(request).await
-    } else if request.uri().path().starts_with("/v1/messages") {
-        MessagesError(ApiError::unauthorized()).into_response()
-    } else {
-        ApiError::unauthorized().into_response()
+/// An error as the API that `path` belongs to writes it.
+pub fn in_shape_of(path: &str, error: ApiError) -> Response {
+    match path.starts_with("/v1/messages") {
+        true => MessagesError(error).into_response(),
+        false => error.into_response(),
     }
 }
 
@@ -257,7 +295,8 @@ async fn log(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let response = next.run(request).await;
     let status = response.status().as_u16();
-    tracing::debug!(%method, path, status, headers_ms = start.elapsed().as_millis() as u64, "answered");
+    let key = response.extensions().get::<CallerName>().map(|name| &*name.0);
+    tracing::debug!(%method, path, status, key, headers_ms = start.elapsed().as_millis() as u64, "answered");
     response
 }
 
@@ -272,7 +311,7 @@ fn cors(policy: &CorsPolicy) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // Clients' SDKs add headers of their own (`x-stainless-…`).
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers(rate_limit_headers().chain([header::RETRY_AFTER]).collect::<Vec<_>>())
 }
 
 fn is_local(origin: &HeaderValue) -> bool {

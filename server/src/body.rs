@@ -8,14 +8,11 @@ use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
 
 use crate::app::AppState;
 use crate::protocol::ApiError;
-
-/// A client that still sends after being refused is listened to for this much more, so that it reads the answer
-/// instead of a reset connection.
-const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
 /// A whole request body that says it is JSON; not parsed yet.
 pub struct JsonBytes(pub Bytes);
@@ -31,9 +28,18 @@ impl FromRequest<Arc<AppState>> for JsonBytes {
                 return Err(ApiError::unsupported_media_type(kind));
             }
         }
+        if let Some(coding) = request.headers().get(header::CONTENT_ENCODING)
+            && !coding.as_bytes().eq_ignore_ascii_case(b"identity")
+        {
+            return Err(ApiError::unsupported_coding(coding.to_str().unwrap_or("(not text)")));
+        }
         let limits = state.body_limits();
-        let read = read(request.into_body(), limits.bytes_max);
-        match tokio::time::timeout(limits.time_max, read).await {
+        let body = request.into_body();
+        // Told before the client sends any of it, where it asks first.
+        if body.size_hint().lower() > limits.bytes_max as u64 {
+            return Err(ApiError::body_too_large(limits.bytes_max));
+        }
+        match tokio::time::timeout(limits.time_max, read(body, limits.bytes_max)).await {
             Ok(result) => result.map(JsonBytes),
             Err(_) => Err(ApiError::body_too_slow(limits.time_max.as_secs())),
         }
@@ -47,24 +53,19 @@ pub struct BodyLimits {
     pub time_max: Duration,
 }
 
+/// The whole body; what of a larger one is left is `leftover_body`'s.
 async fn read(mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     let mut read = BytesMut::new();
-    let mut discarded = 0;
     while let Some(frame) = body.frame().await {
         let frame =
             frame.map_err(|error| ApiError::bad_request(format!("the request body broke off: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
-        if read.len() + data.len() <= bytes_max && discarded == 0 {
-            read.extend_from_slice(&data);
-            continue;
+        if read.len() + data.len() > bytes_max {
+            return Err(ApiError::body_too_large(bytes_max));
         }
-        read = BytesMut::new();
-        discarded += data.len();
-        if discarded > DISCARDED_BYTES_MAX {
-            break;
-        }
+        read.extend_from_slice(&data);
     }
-    if discarded > 0 { Err(ApiError::body_too_large(bytes_max)) } else { Ok(read.freeze()) }
+    Ok(read.freeze())
 }
 
 /// Parses the fields of `T` out of a body; the others are not looked at.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::answer::AnswerFormat;
 use crate::app::{AppState, Serving};
+use crate::auth::Caller;
 use crate::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
 use crate::generation::Generation;
 use crate::messages;
@@ -86,7 +87,7 @@ impl ChatRequest {
     }
 
     /// Sets the engine to work on all choices.
-    pub fn submit(&self, serving: &Serving) -> Result<Generation, ApiError> {
+    pub fn submit(&self, serving: &Serving, caller: &Caller) -> Result<Generation, ApiError> {
         let requests = choices_of(
             self.ids.clone(),
             self.max_tokens,
@@ -95,7 +96,7 @@ impl ChatRequest {
             self.options.prompt_logprobs,
             self.grammar.as_ref(),
         );
-        Ok(Generation::submit(&serving.engine, requests.collect())?)
+        Generation::submit(&serving.engine, requests.collect(), self.options.n, caller)
     }
 }
 

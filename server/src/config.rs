@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
+use rill_models::Pooling;
 
 use crate::app::{AppOptions, CorsPolicy};
 use crate::auth::ApiKeys;
@@ -47,6 +48,8 @@ pub struct ServeConfig {
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub address: SocketAddr,
+    /// `None`: metrics are at `address`.
+    pub metrics_address: Option<SocketAddr>,
     pub threads: usize,
     /// What weights, cache and activations may take together, on the CPU.
     pub memory_bytes: u64,
@@ -67,6 +70,26 @@ pub struct ServeConfig {
     pub generation_config: GenerationConfig,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
+    /// `None`: as the model's files say.
+    pub pooling: Option<Pooling>,
+}
+
+/// What embeddings are made of, where it is not left to the model's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PoolingFlag {
+    /// The last token's hidden state.
+    Last,
+    /// The mean of all tokens' hidden states.
+    Mean,
+}
+
+impl From<PoolingFlag> for Pooling {
+    fn from(flag: PoolingFlag) -> Pooling {
+        match flag {
+            PoolingFlag::Last => Pooling::Last,
+            PoolingFlag::Mean => Pooling::Mean,
+        }
+    }
 }
 
 /// How thoughts are told from answers, where it is not left to the chat template.
@@ -76,6 +99,11 @@ pub enum ReasoningParser {
     #[value(alias = "deepseek_r1", alias = "qwen3")]
     Think,
     Mistral,
+    Thought,
+    #[value(alias = "seed_oss")]
+    Seed,
+    #[value(alias = "cohere_command3")]
+    Cohere,
 }
 
 /// What the engine may use; sizes that depend on the model are worked out when it is loaded.
@@ -90,6 +118,8 @@ pub struct EngineLimits {
     pub kv_cache_bytes: KvCacheBytes,
     pub prefix_caching: bool,
     pub drafts_max: usize,
+    /// Where evicted blocks are kept, and how many bytes of them.
+    pub spill: Option<(PathBuf, u64)>,
 }
 
 /// Memory for keys and values.
@@ -195,6 +225,10 @@ pub enum IsaChoice {
     AvxVnni,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// NEON with byte dot products.
+    NeonDot,
+    /// NEON alone.
+    Neon,
     /// Whatever the compiler makes of plain Rust.
     Portable,
 }
@@ -208,6 +242,8 @@ impl IsaChoice {
             IsaChoice::Avx512 => Isa::Avx512,
             IsaChoice::AvxVnni => Isa::AvxVnni,
             IsaChoice::Avx2 => Isa::Avx2,
+            IsaChoice::NeonDot => Isa::NeonDot,
+            IsaChoice::Neon => Isa::Neon,
             IsaChoice::Portable => Isa::Portable,
         };
         if isa.available() {
@@ -314,25 +350,37 @@ impl ServeConfig {
         if let Some(key) = flags.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(ConfigError { flag: "api-key", reason: format!("must not be empty, as {key:?} is") });
         }
+        let keys: Vec<String> = flags.api_key.iter().map(|key| key.trim().to_owned()).collect();
+        let keys = ApiKeys::open(&keys, flags.api_key_file.as_deref())
+            .map_err(|reason| ConfigError { flag: "api-key-file", reason })?;
         if let Some(name) = flags.served_model_name.iter().find(|name| name.trim().is_empty()) {
             return Err(ConfigError {
                 flag: "served-model-name",
                 reason: format!("must not be empty, as {name:?} is"),
             });
         }
-        let host: IpAddr = match flags.host.as_str() {
-            "localhost" => IpAddr::from([127, 0, 0, 1]),
-            other => other.parse().map_err(|_| ConfigError {
-                flag: "host",
-                reason: format!("must be an IP address such as 127.0.0.1 or 0.0.0.0, not {other}"),
-            })?,
+        let host = host("host", &flags.host)?;
+        let metrics_address = match (flags.metrics_port, flags.metrics_host.as_deref()) {
+            (Some(port), Some(text)) => Some(SocketAddr::new(self::host("metrics-host", text)?, port)),
+            (Some(port), None) => Some(SocketAddr::new(host, port)),
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(ConfigError { flag: "metrics-host", reason: "needs --metrics-port".to_owned() });
+            }
         };
+        if flags.kv_spill_path.is_some() && flags.no_prefix_caching {
+            let reason = "keeps what the prefix cache evicts, and --no-prefix-caching turns that off".to_owned();
+            return Err(ConfigError { flag: "kv-spill-path", reason });
+        }
+        let spill_bytes = bytes("kv-spill-size", &flags.kv_spill_size)?;
+        let spill = flags.kv_spill_path.map(|path| (path, spill_bytes));
         Ok(ServeConfig {
             model: flags.model,
             source: flags.source.options(),
             served_names: flags.served_model_name,
             address: SocketAddr::new(host, flags.port),
             memory_bytes,
+            metrics_address,
             threads: at_least_one("threads", flags.threads.unwrap_or(machine.cores), 1024)?,
             engine: EngineLimits {
                 running_max,
@@ -344,13 +392,15 @@ impl ServeConfig {
                 kv_cache_bytes,
                 prefix_caching: !flags.no_prefix_caching,
                 drafts_max: flags.draft_tokens,
+                spill,
             },
             app: AppOptions {
-                keys: ApiKeys::new(flags.api_key.iter().map(|key| key.trim().to_owned()).collect()),
+                keys,
                 body: BodyLimits { bytes_max: body_bytes_max, time_max: BODY_TIME_MAX },
                 cors: cors(&flags.cors_origin)?,
                 keep_alive: KEEP_ALIVE,
                 trust_request_chat_template: flags.trust_request_chat_template,
+                debug_endpoints: flags.debug_endpoints,
             },
             listen: ListenLimits {
                 connections_max: at_least_one("max-connections", flags.max_connections, 1 << 20)?,
@@ -368,6 +418,7 @@ impl ServeConfig {
             generation_config: flags.generation_config,
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
+            pooling: flags.pooling.map(Pooling::from),
         })
     }
 }
@@ -421,6 +472,16 @@ fn cors(origins: &[String]) -> Result<CorsPolicy, ConfigError> {
         })
         .collect::<Result<_, _>>()
         .map(CorsPolicy::Only)
+}
+
+fn host(flag: &'static str, text: &str) -> Result<IpAddr, ConfigError> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        other => other.parse().map_err(|_| ConfigError {
+            flag,
+            reason: format!("must be an IP address such as 127.0.0.1 or 0.0.0.0, not {other}"),
+        }),
+    }
 }
 
 /// `512`, `64KiB`, `2GiB`, `1.5G`: binary units, with or without the `iB`.

@@ -25,7 +25,7 @@ fn defaults() {
     assert_eq!(config.engine.kv_cache_bytes, KvCacheBytes::QuarterOf(16 << 30));
     assert_eq!(config.app.cors, CorsPolicy::Local);
     assert_eq!(config.app.body.bytes_max, 8 << 20);
-    assert!(config.app.keys.is_empty() && !config.app.trust_request_chat_template);
+    assert!(!config.app.keys.required() && !config.app.trust_request_chat_template);
 }
 
 #[test]
@@ -47,6 +47,9 @@ fn flags_are_checked() {
         ("--host example", "--host: must be an IP address"),
         ("--cors-origin example", "--cors-origin: must be `*` or an origin"),
         ("--cors-origin http://a.example/", "--cors-origin: must be `*` or an origin"),
+        ("--api-key-file /nowhere/keys", "--api-key-file: /nowhere/keys: No such file"),
+        ("--metrics-host 127.0.0.1", "--metrics-host: needs --metrics-port"),
+        ("--metrics-port 1 --metrics-host example", "--metrics-host: must be an IP address"),
         ("--api-key a,,b", "--api-key: must not be empty"),
     ] {
         let error = config(arguments).map(|_| arguments).unwrap_err().to_string();
@@ -93,12 +96,21 @@ fn available_memory_is_read() {
 }
 
 #[test]
+fn metrics_go_where_they_are_told_to() {
+    let address = |arguments: &str| config(arguments).unwrap().metrics_address.map(|address| address.to_string());
+    assert_eq!(address(""), None);
+    assert_eq!(address("--host 0.0.0.0 --metrics-port 9000").as_deref(), Some("0.0.0.0:9000"));
+    assert_eq!(address("--metrics-port 9000 --metrics-host ::1").as_deref(), Some("[::1]:9000"));
+}
+
+#[test]
 fn origins_and_keys() {
     assert_eq!(config("--cors-origin *").unwrap().app.cors, CorsPolicy::Any);
     let two = config("--cors-origin http://a.example,http://b.example").unwrap().app.cors;
     assert!(matches!(two, CorsPolicy::Only(origins) if origins.len() == 2));
     let keys = config("--api-key one --api-key two").unwrap().app.keys;
-    assert_eq!(keys, ApiKeys::new(vec!["one".to_owned(), "two".to_owned()]));
+    let names: Vec<String> = keys.accounts().iter().map(|account| account.name().to_string()).collect();
+    assert_eq!(names, ["api-key-1", "api-key-2"]);
 }
 
 #[test]
@@ -106,12 +118,19 @@ fn the_instructions_are_this_processors_or_refused() {
     use rill_models::Isa;
     assert_eq!(config("").unwrap().isa, None);
     assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
-    for (name, isa) in [("avx512", Isa::Avx512), ("avx-vnni", Isa::AvxVnni), ("avx2", Isa::Avx2)] {
+    for (name, isa) in [
+        ("avx512", Isa::Avx512),
+        ("avx-vnni", Isa::AvxVnni),
+        ("avx2", Isa::Avx2),
+        ("neon-dot", Isa::NeonDot),
+        ("neon", Isa::Neon),
+    ] {
         match config(&format!("--isa {name}")) {
             Ok(config) => assert!(isa.available() && config.isa == Some(isa)),
             Err(error) => {
                 assert!(!isa.available());
-                assert!(error.to_string().starts_with("--isa: this processor has no AVX"), "{error}");
+                let expected = format!("--isa: this processor has no {}", isa.name());
+                assert!(error.to_string().starts_with(&expected), "{error}");
             }
         }
     }

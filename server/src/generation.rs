@@ -6,15 +6,20 @@ use std::pin::Pin;
 use futures_util::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rill_engine::{
-    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, SubmitError, TokenLogprobs,
-    Usage,
+    EngineHandle, Event, EventStream, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage,
 };
+
+use crate::auth::{Caller, Charge};
+use crate::protocol::ApiError;
 
 type Pull = Pin<Box<dyn Future<Output = (usize, Option<Event>, EventStream)> + Send>>;
 
 /// The choices of one API request, still running. Dropping it cancels them all.
 pub struct Generation {
     pulls: FuturesUnordered<Pull>,
+    /// Tokens of each choice so far.
+    generated: Vec<u32>,
+    charge: Charge,
 }
 
 /// A choice, ended.
@@ -36,10 +41,27 @@ pub struct Failure {
 }
 
 impl Generation {
-    /// Submits all of `requests`, whose positions are the choices' indices, or none.
-    pub fn submit(engine: &EngineHandle, requests: Vec<GenerateRequest>) -> Result<Self, SubmitError> {
-        let streams = engine.submit_all(requests)?;
-        Ok(Generation { pulls: streams.into_iter().enumerate().map(pull).collect() })
+    /// Submits all of `requests`, whose positions are the choices' indices and of which each `n` share a prompt, or
+    /// none. The caller's limits are asked first.
+    pub fn submit(
+        engine: &EngineHandle,
+        mut requests: Vec<GenerateRequest>,
+        n: usize,
+        caller: &Caller,
+    ) -> Result<Self, ApiError> {
+        let prompts = requests.iter().step_by(n).map(|request| request.prompt.len() as u64).sum();
+        let generated_max = requests.iter().map(|request| u64::from(request.stop.max_tokens)).sum();
+        let mut charge = caller.charge(prompts, generated_max)?;
+        for request in &mut requests {
+            request.priority = caller.priority(request.priority);
+            request.tenant = caller.name().cloned();
+        }
+        let streams = engine.submit_all(requests).inspect_err(|_| charge.waive())?;
+        Ok(Generation {
+            generated: vec![0; streams.len()],
+            pulls: streams.into_iter().enumerate().map(pull).collect(),
+            charge,
+        })
     }
 
     /// The next event of any choice and the choice's index; `None` once all have ended.
@@ -60,8 +82,20 @@ impl Generation {
 
     fn heard(&mut self, index: usize, event: Option<Event>, stream: EventStream) -> Event {
         match event {
-            Some(event @ (Event::Finished { .. } | Event::Failed { .. })) => event,
+            Some(Event::Finished { reason, usage }) => {
+                self.generated[index] = usage.completion_tokens;
+                Event::Finished { reason, usage }
+            }
+            Some(event @ Event::Failed { .. }) => {
+                if self.generated.iter().all(|&tokens| tokens == 0) {
+                    self.charge.waive();
+                }
+                event
+            }
             Some(event) => {
+                if let Event::Delta { token_ids, .. } = &event {
+                    self.generated[index] += token_ids.len() as u32;
+                }
                 self.pulls.push(pull((index, stream)));
                 event
             }
@@ -89,6 +123,7 @@ impl Generation {
             let outcome = &mut outcomes[index];
             match event {
                 Event::Prompt { logprobs } => outcome.prompt_logprobs = Some(logprobs),
+                Event::Embedding { .. } => {}
                 Event::Delta { text, token_ids, logprobs } => {
                     outcome.text.push_str(&text);
                     outcome.token_ids.extend(token_ids);
@@ -102,6 +137,12 @@ impl Generation {
             }
         }
         Ok(outcomes)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.charge.generated(self.generated.iter().map(|&tokens| u64::from(tokens)).sum());
     }
 }
 

@@ -82,7 +82,7 @@ impl Grammars {
         let deadline = tokio::time::Instant::now() + COMPILE_TIME_MAX;
         let permit = match tokio::time::timeout_at(deadline, self.compiling.clone().acquire_owned()).await {
             Ok(Ok(permit)) => permit,
-            _ => return Err(ApiError::unavailable("other grammars are being compiled; try again later", 1)),
+            _ => return Err(ApiError::overloaded("other grammars are being compiled; try again later")),
         };
         let (done, compiled) = oneshot::channel();
         let (grammars, text) = (self.clone(), grammar.text.clone());

@@ -29,6 +29,9 @@ pub struct ListenLimits {
 /// The accept loop's pause after an error such as too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
+/// A request's head is no larger; each connection has a buffer that may grow to it.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
 /// File descriptors kept for everything but connections: model shards, the terminal, the runtime.
 const OTHER_FILES: usize = 128;
 
@@ -101,6 +104,7 @@ async fn connection(stream: TcpStream, router: Router, limits: ListenLimits, mut
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_time_max)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(io, TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {

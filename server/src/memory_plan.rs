@@ -107,6 +107,8 @@ mod tests {
             block_size: 16,
             kv_cache_bytes,
             prefix_caching: true,
+            drafts_max: 0,
+            spill: None,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::protocol::chat::{Content, Message};
 use crate::protocol::error::shorten;
 
 pub const MESSAGES_MAX: usize = 4096;
-const NAME_BYTES_MAX: usize = 64;
+pub const NAME_BYTES_MAX: usize = 64;
 
 /// Checks roles and contents and joins content parts, one a line as vLLM and llama.cpp do.
 pub fn for_template(messages: &[Message]) -> Result<Vec<TemplateMessage>, ApiError> {

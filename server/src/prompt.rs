@@ -16,7 +16,7 @@ pub enum PromptError {
     #[error("the prompt cannot be tokenised: {0}")]
     Tokenizer(String),
     /// Found before tokenising: more bytes than the context's tokens could hold.
-    #[error("the prompt is {bytes} bytes, more than a context of {context_len} tokens can hold")]
+    #[error("the prompt is {bytes} bytes, more than {context_len} tokens can be")]
     TooLong { bytes: usize, context_len: usize },
 }
 

@@ -7,20 +7,29 @@ pub enum ReasoningFormat {
     Think,
     /// `[THINK]…[/THINK]`: Magistral.
     Mistral,
+    /// `<thought>…</thought>`: EXAONE Deep and others.
+    Thought,
+    /// `<seed:think>…</seed:think>`: Seed-OSS.
+    Seed,
+    /// `<|START_THINKING|>…<|END_THINKING|>`: Command A.
+    Cohere,
 }
 
 impl ReasoningFormat {
     /// What `template` makes its model do, if it mentions thoughts at all.
     pub fn of_template(template: &str) -> Option<ReasoningFormat> {
-        [ReasoningFormat::Think, ReasoningFormat::Mistral]
-            .into_iter()
-            .find(|format| template.contains(format.open()))
+        use ReasoningFormat::{Cohere, Mistral, Seed, Think, Thought};
+
+        [Think, Mistral, Thought, Seed, Cohere].into_iter().find(|format| template.contains(format.open()))
     }
 
     pub fn open(self) -> &'static str {
         match self {
             ReasoningFormat::Think => "<think>",
             ReasoningFormat::Mistral => "[THINK]",
+            ReasoningFormat::Thought => "<thought>",
+            ReasoningFormat::Seed => "<seed:think>",
+            ReasoningFormat::Cohere => "<|START_THINKING|>",
         }
     }
 
@@ -28,6 +37,9 @@ impl ReasoningFormat {
         match self {
             ReasoningFormat::Think => "</think>",
             ReasoningFormat::Mistral => "[/THINK]",
+            ReasoningFormat::Thought => "</thought>",
+            ReasoningFormat::Seed => "</seed:think>",
+            ReasoningFormat::Cohere => "<|END_THINKING|>",
         }
     }
 }
@@ -184,7 +196,21 @@ mod tests {
         ] {
             assert_eq!(run(opened, &[text]), (thoughts.to_owned(), content.to_owned()), "{text}");
         }
-        assert_eq!(ReasoningFormat::of_template("x <think> y"), Some(ReasoningFormat::Think));
+        for format in [
+            ReasoningFormat::Think,
+            ReasoningFormat::Mistral,
+            ReasoningFormat::Thought,
+            ReasoningFormat::Seed,
+            ReasoningFormat::Cohere,
+        ] {
+            assert_eq!(ReasoningFormat::of_template(&format!("x {} y", format.open())), Some(format));
+            let mut splitter = ReasoningSplitter::new(format, false);
+            let mut deltas = Vec::new();
+            splitter.push(&format!("{}\nwhy {} yes", format.open(), format.close()), &mut deltas);
+            splitter.finish(&mut deltas);
+            let expected = [ReasoningDelta::Reasoning("why".into()), ReasoningDelta::Content("yes".into())];
+            assert_eq!(deltas, expected);
+        }
         assert_eq!(ReasoningFormat::of_template("x"), None);
     }
 

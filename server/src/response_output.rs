@@ -11,6 +11,7 @@ use crate::app::AppState;
 use crate::event_stream::Frames;
 use crate::protocol::ApiError;
 use crate::protocol::chat::{Content, Message};
+use crate::protocol::responses::{InputDetails, OutputDetails, ResponseUsage};
 use crate::response_store::Kept;
 use crate::responses_request::add_call;
 use crate::sse::write_json;
@@ -219,12 +220,12 @@ impl ResponseWriter {
         self.response.insert("output".to_owned(), json!(self.items));
         self.response.insert(
             "usage".to_owned(),
-            json!({
-                "input_tokens": usage.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-                "output_tokens": usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            json!(ResponseUsage {
+                input_tokens: usage.prompt_tokens,
+                input_tokens_details: InputDetails { cached_tokens: usage.cached_tokens },
+                output_tokens: usage.completion_tokens,
+                output_tokens_details: OutputDetails { reasoning_tokens: 0 },
+                total_tokens: usage.prompt_tokens + usage.completion_tokens,
             }),
         );
         let response = Value::Object(self.response.clone());
@@ -259,7 +260,7 @@ fn remember(item: &Value, turns: &mut Vec<Message>) {
 impl Frames for ResponseWriter {
     fn event(&mut self, _: usize, event: Event) -> bool {
         match event {
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } => {}
             Event::Delta { text, .. } => self.text(&text),
             Event::Finished { reason, usage } => {
                 self.end(reason, usage);

@@ -51,6 +51,7 @@ pub fn to_chat(
         temperature: request.temperature,
         top_p: request.top_p,
         response_format,
+        metadata: request.metadata.clone(),
         ..SharedFields::default()
     };
     Ok((shared, own, turns))

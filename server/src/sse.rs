@@ -270,6 +270,7 @@ impl Frames for FrameWriter {
     fn event(&mut self, index: usize, event: Event) -> bool {
         match event {
             Event::Prompt { logprobs } => self.begin(index, &logprobs),
+            Event::Embedding { .. } => {}
             Event::Delta { text, logprobs, .. } => {
                 self.begin(index, &[]);
                 self.delta(index, &text, &logprobs);

@@ -7,20 +7,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner};
-use rill_models::{LoadOptions, LoadedModel, MemoryNeeds, ModelError, OpenDevice};
+use rill_engine::spill::{DiskTier, SpillError, SpillTier};
+use rill_engine::{Engine, EngineConfig, EngineHandle, ModelRunner, Runner};
+use rill_models::{
+    FillInTheMiddle, LoadOptions, LoadedModel, MemoryNeeds, ModelError, ModelFiles, OpenDevice, Pooling,
+};
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
-use crate::app::{AppState, Serving, router, unix_seconds};
+use crate::app::{AppState, Serving, metrics_router, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
 use crate::config::{ConfigError, KvCacheBytes, Machine, ReasoningParser, ServeConfig};
 use crate::fetch_progress::TerminalProgress;
 use crate::grammars::Grammars;
-use crate::listen;
+use crate::listen::{self, ListenLimits};
 use crate::memory_plan::{self, DoesNotFit};
 use crate::prompt::PromptEncoder;
 use crate::reasoning::ReasoningFormat;
@@ -31,6 +36,8 @@ use crate::tools::ToolFormat;
 const NETWORK_THREADS: usize = 2;
 /// Threads that tokenise long prompts.
 const BLOCKING_THREADS_MAX: usize = 4;
+/// Scrapers and probes are few.
+const METRICS_CONNECTIONS_MAX: usize = 64;
 /// For responses to reach clients after the last has been written, and for the engine thread to end.
 const CLOSING_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -55,6 +62,8 @@ pub enum StartError {
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
     Engine(#[from] rill_engine::StartError),
+    #[error("--kv-spill-path: {0}")]
+    Spill(#[from] SpillError),
     #[error("loading the model failed; see the log")]
     LoaderDied,
 }
@@ -82,12 +91,21 @@ pub fn serve(flags: ServeFlags) -> Result<(), StartError> {
 
 async fn run(config: ServeConfig) -> Result<(), StartError> {
     let mut signals = Signals::new()?;
-    let address = config.address;
-    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
-    let address = listener.local_addr()?;
+    let (listener, address) = bind(config.address).await?;
     let state = AppState::new(config.app.clone());
     let (stop, stopping) = watch::channel(false);
-    let listening = tokio::spawn(listen::serve(listener, router(state.clone()), config.listen, stopping));
+    let with_metrics = config.metrics_address.is_none();
+    let mut listening = JoinSet::new();
+    let routes = router(state.clone(), with_metrics);
+    listening.spawn(listen::serve(listener, routes, config.listen, stopping.clone()));
+    let mut metrics_address = None;
+    if let Some(wanted) = config.metrics_address {
+        let (listener, bound) = bind(wanted).await?;
+        metrics_address = Some(bound);
+        let limits = ListenLimits { connections_max: METRICS_CONNECTIONS_MAX, ..config.listen };
+        listening.spawn(listen::serve(listener, metrics_router(state.clone()), limits, stopping));
+    }
+    tokio::spawn(config.app.keys.clone().watch());
 
     // Answers probes while the model loads.
     let loading = load_on_own_thread(config.clone())?;
@@ -96,7 +114,7 @@ async fn run(config: ServeConfig) -> Result<(), StartError> {
         () = signals.next() => return Ok(()),
     };
     let engine = loaded.serving.engine.clone();
-    let banner = loaded.banner(&config, address);
+    let banner = loaded.banner(&config, address, metrics_address);
     state.serve(loaded.serving);
     print!("{banner}");
     std::io::stdout().flush()?;
@@ -110,10 +128,30 @@ async fn run(config: ServeConfig) -> Result<(), StartError> {
     drain(&config, &state, &engine).await;
     // Nobody listens only if the listener has ended already.
     let _ = stop.send(true);
-    bounded(CLOSING_TIME_MAX, "connections are still open", listening).await;
+    bounded(CLOSING_TIME_MAX, "connections are still open", listening.join_all()).await;
     engine.shutdown();
     bounded(CLOSING_TIME_MAX, "the engine is still running", engine.stopped()).await;
     Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = TcpListener::bind(address).await.map_err(|error| StartError::Listen { address, error })?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// What blocks on disk belong to: another model, cache layout or version of rill has no use for them.
+fn spill_identity(
+    files: &ModelFiles,
+    description: &str,
+    block_size: usize,
+    config: &ServeConfig,
+) -> Result<[u8; 32], StartError> {
+    let mut hasher = Sha256::new();
+    hasher.update(files.fingerprint()?);
+    let layout = (env!("CARGO_PKG_VERSION"), description, block_size, config.kv_dtype, config.row_dtype);
+    hasher.update(format!("{layout:?}"));
+    Ok(hasher.finalize().into())
 }
 
 /// Refuses new work and waits for what is under way, up to the timeout.
@@ -227,7 +265,15 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;
-    let engine = Engine::start(Box::new(runner), tokenizer.clone(), engine_config)?;
+    let tier = match &limits.spill {
+        Some((path, bytes)) => {
+            let identity = spill_identity(&files, &description, limits.block_size, config)?;
+            let tier = DiskTier::open(path, *bytes, identity, runner.block_bytes())?;
+            Some(Box::new(tier) as Box<dyn SpillTier>)
+        }
+        None => None,
+    };
+    let engine = Engine::start_spilling(Box::new(runner), tokenizer.clone(), engine_config, tier)?;
 
     let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let mut hasher = DefaultHasher::new();
@@ -242,11 +288,16 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
             Some(ReasoningParser::None) => None,
             Some(ReasoningParser::Think) => Some(ReasoningFormat::Think),
             Some(ReasoningParser::Mistral) => Some(ReasoningFormat::Mistral),
+            Some(ReasoningParser::Thought) => Some(ReasoningFormat::Thought),
+            Some(ReasoningParser::Seed) => Some(ReasoningFormat::Seed),
+            Some(ReasoningParser::Cohere) => Some(ReasoningFormat::Cohere),
             None => template.as_ref().and_then(|template| ReasoningFormat::of_template(template.source())),
         },
         grammars: Arc::new(Grammars::new(tokenizer.clone(), shape.vocab_size, model_config.eos_token_ids.clone())),
-        prompts: PromptEncoder::new(tokenizer, context_len),
+        prompts: PromptEncoder::new(tokenizer.clone(), context_len),
         template,
+        pooling: config.pooling.unwrap_or(model_config.pooling.unwrap_or(Pooling::Last)),
+        fill_in_the_middle: model_config.fill_in_the_middle.or_else(|| FillInTheMiddle::of_vocabulary(&tokenizer)),
         eos_token_ids: model_config.eos_token_ids,
         sampling,
         created_s: unix_seconds(),
@@ -281,13 +332,20 @@ fn template(
     }
 }
 
+fn url(address: SocketAddr) -> String {
+    let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    format!("http://{host}:{}", address.port())
+}
+
 impl Loaded {
-    fn banner(&self, config: &ServeConfig, address: SocketAddr) -> String {
+    fn banner(&self, config: &ServeConfig, address: SocketAddr, metrics_address: Option<SocketAddr>) -> String {
         let engine = self.serving.engine.config();
-        let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
-        let host = if host.contains(':') { format!("[{host}]") } else { host };
-        let url = format!("http://{host}:{}", address.port());
-        let key = if config.app.keys.is_empty() { "" } else { "-H \"Authorization: Bearer $RILL_API_KEY\" " };
+        let url = url(address);
+        let metrics = metrics_address
+            .map(|address| format!("  metrics   {}/metrics\n", self::url(address)))
+            .unwrap_or_default();
+        let key = if !config.app.keys.required() { "" } else { "-H \"Authorization: Bearer $RILL_API_KEY\" " };
         let (path, body) = match self.serving.template {
             Some(_) => {
                 ("chat/completions", r#"{"messages":[{"role":"user","content":"Hello!"}],"max_tokens":64}"#)
@@ -296,7 +354,7 @@ impl Loaded {
         };
         format!(
             "rill {version}\n  model     {name}\n            {description}\n  context   {context} tokens\n  KV cache  {tokens} tokens in {blocks} blocks \
-             of {block_size} ({mib} MiB)\n  address   {url}\n\nTry it in a browser, or:\n  curl {url}/v1/{path} -H 'Content-Type: application/json' {key}-d '{body}'\n\n",
+             of {block_size} ({mib} MiB)\n  address   {url}\n{metrics}\nTry it in a browser, or:\n  curl {url}/v1/{path} -H 'Content-Type: application/json' {key}-d '{body}'\n\n",
             version = env!("CARGO_PKG_VERSION"),
             name = self.serving.names.join(", "),
             description = self.description,

@@ -1,6 +1,9 @@
 //! Wire fields → engine parameters. Every limit is here, and every refusal names the field, the limit and the value.
 
+use std::collections::BTreeMap;
+
 use rill_engine::{SamplingParams, StopParams};
+use serde_json::Value;
 
 use crate::protocol::ApiError;
 use crate::protocol::error::shorten;
@@ -17,6 +20,9 @@ pub const STOP_TOKEN_IDS_MAX: usize = 256;
 pub const LOGIT_BIAS_MAX: usize = 1024;
 pub const LOGPROBS_MAX: i64 = 20;
 pub const CACHE_SALT_BYTES_MAX: usize = 256;
+pub const METADATA_MAX: usize = 16;
+pub const METADATA_KEY_MAX: usize = 64;
+pub const METADATA_VALUE_MAX: usize = 512;
 /// Below this a temperature is 0: dividing logits by it leaves nothing but the most likely token anyway.
 const TEMPERATURE_MIN: f64 = 1e-5;
 
@@ -67,6 +73,7 @@ pub fn shared(fields: &SharedFields, limits: &ModelLimits) -> Result<SharedOptio
             format!("cache_salt must be 1 to {CACHE_SALT_BYTES_MAX} bytes long, not {}", salt.len()),
         ));
     }
+    metadata(fields.metadata.as_ref())?;
     let (name, max_tokens) = match fields.max_completion_tokens {
         Some(value) => ("max_completion_tokens", Some(value)),
         None => ("max_tokens", fields.max_tokens),
@@ -85,6 +92,35 @@ pub fn shared(fields: &SharedFields, limits: &ModelLimits) -> Result<SharedOptio
             as i32,
         cache_salt: fields.cache_salt.clone(),
     })
+}
+
+/// OpenAI's limits on `metadata`, which is for the client's own use.
+fn metadata(entries: Option<&BTreeMap<String, Value>>) -> Result<(), ApiError> {
+    let entries = entries.into_iter().flatten();
+    let count = entries.clone().count();
+    if count > METADATA_MAX {
+        let message = format!("metadata may hold at most {METADATA_MAX} entries, not {count}");
+        return Err(ApiError::invalid("metadata", message));
+    }
+    for (key, value) in entries {
+        let shown = shorten(key);
+        let Some(text) = value.as_str() else {
+            return Err(ApiError::invalid(
+                "metadata",
+                format!("metadata: the value of `{shown}` must be a string"),
+            ));
+        };
+        for (what, text, max) in [("key", key.as_str(), METADATA_KEY_MAX), ("value", text, METADATA_VALUE_MAX)] {
+            let chars = text.chars().count();
+            if chars > max {
+                let message = format!(
+                    "metadata: the {what} of `{shown}` must be at most {max} characters long, not {chars}"
+                );
+                return Err(ApiError::invalid("metadata", message));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn sampling(fields: &SharedFields, limits: &ModelLimits) -> Result<SamplingParams, ApiError> {
@@ -205,9 +241,9 @@ pub fn max_tokens_for(
     if prompt_len + wanted > context_len {
         return Err(ApiError::context_length(
             param,
-            format!(
-                "the prompt is {prompt_len} tokens long and the model's context of {context_len} tokens must also \
-                 hold at least {wanted} token of the completion"
+            context_len,
+            &format!(
+                "the prompt is {prompt_len} tokens long and at least {wanted} of the completion must fit, too"
             ),
         ));
     }
@@ -216,10 +252,8 @@ pub fn max_tokens_for(
         Some(asked) if asked > room => {
             return Err(ApiError::context_length(
                 "max_tokens",
-                format!(
-                    "the model's context is {context_len} tokens; the prompt is {prompt_len} and max_tokens asks for \
-                     {asked} more"
-                ),
+                context_len,
+                &format!("the prompt is {prompt_len} tokens long and max_tokens asks for {asked} more"),
             ));
         }
         Some(asked) => asked,
@@ -234,17 +268,25 @@ pub fn max_tokens_for(
     Ok(max_tokens)
 }
 
+/// Whether a text of `len` tokens, which is to be embedded, fits.
+pub fn embedded_len(param: &str, len: usize, limits: &ModelLimits) -> Result<(), ApiError> {
+    match len {
+        0 => Err(ApiError::invalid(param, format!("{param} must not be empty"))),
+        len if len > limits.context_len => {
+            Err(ApiError::context_length(param, limits.context_len, &format!("a text is {len} tokens long")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks ids that a client sends in place of text.
 pub fn prompt_ids(param: &str, ids: &[u32], limits: &ModelLimits) -> Result<(), ApiError> {
     // Before looking at each: a body of megabytes may hold a million.
     if ids.len() > limits.context_len {
         return Err(ApiError::context_length(
             param,
-            format!(
-                "the prompt is {} tokens long and the model's context is {} tokens",
-                ids.len(),
-                limits.context_len
-            ),
+            limits.context_len,
+            &format!("the prompt is {} tokens long", ids.len()),
         ));
     }
     ids.iter().try_for_each(|&id| token_id(param, i64::from(id), limits).map(|_| ()))

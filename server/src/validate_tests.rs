@@ -172,10 +172,10 @@ fn prompt_and_completion_fit_the_context() {
         r#"{"max_tokens":6}"#,
         45,
         None,
-        Err("context is 50 tokens; the prompt is 45 and max_tokens asks for 6"),
+        Err("context length is 50 tokens; the prompt is 45 tokens long and max_tokens asks for 6"),
     );
     check("{}", 49, None, Ok(1));
-    check("{}", 50, None, Err("the prompt is 50 tokens long and the model's context of 50"));
+    check("{}", 50, None, Err("context length is 50 tokens; the prompt is 50 tokens long and at least 1"));
     check("{}", 5000, Some(16), Err("the prompt is 5000 tokens long"));
     check(r#"{"max_tokens":0}"#, 50, None, Ok(0));
     check(r#"{"max_tokens":0}"#, 51, None, Err("the prompt is 51 tokens long"));

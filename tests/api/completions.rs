@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::scripted_runner::SCRIPT;
-use crate::test_server::{self, MODEL};
+use crate::test_server::{self, MODEL, Setup};
 use crate::tiny_tokenizer::IM_END;
 
 const PATH: &str = "/v1/completions";
@@ -235,10 +235,71 @@ fn cached_tokens_are_reported_and_salts_keep_apart() {
 }
 
 #[test]
-fn best_of_is_one_or_n() {
+fn best_of_shows_the_likeliest() {
     let server = test_server::start();
-    for (n, best_of, status) in [(1, 1, 200), (2, 1, 200), (2, 2, 200), (1, 2, 400), (2, 3, 400), (1, 0, 400)] {
+    for (n, best_of, status) in
+        [(1, 1, 200), (2, 1, 200), (2, 2, 200), (1, 2, 200), (2, 3, 200), (3, 2, 400), (1, 0, 400), (1, 65, 400)]
+    {
         let body = json!({"prompt": "a", "max_tokens": 1, "n": n, "best_of": best_of});
-        assert_eq!(server.post(PATH, &body.to_string()).status, status, "{body}");
+        let answer = server.post(PATH, &body.to_string());
+        assert_eq!(answer.status, status, "{body}");
+        match status {
+            200 => assert_eq!(answer.json()["choices"].as_array().unwrap().len(), n),
+            _ => assert_eq!(answer.json()["error"]["param"], "best_of"),
+        }
     }
+    let ask = |extra: Value| {
+        let mut body = json!({"prompt": ["abc", "xyz"], "max_tokens": 12, "seed": 7, "temperature": 1.5});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        server.ok(PATH, body)
+    };
+    let mean = |choice: &Value| {
+        let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        logprobs.iter().map(|value| value.as_f64().unwrap()).sum::<f64>() / logprobs.len() as f64
+    };
+    // All of the candidates are those that n alone would give.
+    let all = ask(json!({"n": 6, "logprobs": 0}));
+    let best = ask(json!({"n": 2, "best_of": 6, "logprobs": 0}));
+    for prompt in 0..2 {
+        let mut ranked: Vec<&Value> = all["choices"].as_array().unwrap()[prompt * 6..][..6].iter().collect();
+        assert!(ranked.windows(2).any(|pair| mean(pair[0]) < mean(pair[1])), "sorted by accident");
+        ranked.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        for (rank, expected) in ranked[..2].iter().enumerate() {
+            let got = &best["choices"][prompt * 2 + rank];
+            assert_eq!(got["index"], prompt * 2 + rank);
+            assert_eq!((&got["text"], &got["logprobs"]), (&expected["text"], &expected["logprobs"]));
+        }
+    }
+    assert_eq!(best["usage"], all["usage"], "every candidate's tokens count");
+    // Log-probabilities rank the candidates even where nobody asked for them.
+    let plain = ask(json!({"n": 2, "best_of": 6}));
+    assert_eq!(plain["choices"][3]["text"], best["choices"][3]["text"]);
+    assert_eq!(plain["choices"][3]["logprobs"], Value::Null);
+    let streamed = server.post(PATH, r#"{"prompt":"a","best_of":2,"stream":true}"#);
+    assert_eq!((streamed.status, streamed.json()["error"]["param"].clone()), (400, json!("best_of")));
+}
+
+/// The model fills in what is between two texts, if it has the tokens for it.
+#[test]
+fn suffix_puts_the_prompt_around_the_gap() {
+    let tokens = rill_models::FillInTheMiddle { prefix: 260, suffix: 261, middle: 262 };
+    let server = test_server::start_with(Setup { fill_in_the_middle: Some(tokens), ..Setup::default() });
+    let rendered = server.ok("/v1/completions/render", json!({"prompt": ["ab", "c"], "suffix": "de"}));
+    assert_eq!(rendered["prompts"][0]["token_ids"], json!([260, 97, 98, 261, 100, 101, 262]));
+    assert_eq!(rendered["prompts"][1]["token_ids"], json!([260, 99, 261, 100, 101, 262]));
+    let given = server.ok("/v1/completions/render", json!({"prompt": [97], "suffix": "e"}));
+    assert_eq!(given["prompts"][0]["token_ids"], json!([260, 97, 261, 101, 262]));
+    let ask = |extra: Value| {
+        let mut body = json!({"max_tokens": 9, "temperature": 0});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        server.ok(PATH, body)
+    };
+    let filled = ask(json!({"prompt": "ab", "suffix": "de"}));
+    let by_hand = ask(json!({"prompt": [260, 97, 98, 261, 100, 101, 262]}));
+    assert_eq!(filled["choices"], by_hand["choices"]);
+    assert_eq!(filled["usage"]["prompt_tokens"], 7);
+    // An empty one asks for nothing.
+    assert_eq!(ask(json!({"prompt": "ab", "suffix": ""}))["choices"], ask(json!({"prompt": "ab"}))["choices"]);
+    let echoed = server.post(PATH, r#"{"prompt":"ab","suffix":"c","echo":true}"#);
+    assert_eq!((echoed.status, echoed.json()["error"]["param"].clone()), (400, json!("echo")));
 }

@@ -52,6 +52,22 @@ impl Knobs {
 
 pub struct ScriptedRunner {
     pub knobs: Arc<Knobs>,
+    /// Tokens and positions of the last step's rows.
+    rows: Vec<(u32, u32)>,
+}
+
+impl ScriptedRunner {
+    pub fn new(knobs: Arc<Knobs>) -> Self {
+        ScriptedRunner { knobs, rows: Vec::new() }
+    }
+}
+
+pub const HIDDEN_SIZE: usize = 4;
+
+/// What stands for a hidden state.
+pub fn hidden_state(token: u32, position: u32) -> [f32; HIDDEN_SIZE] {
+    let (token, position) = (token as f32, position as f32);
+    [token + 1.0, position + 1.0, (token - 100.0) * 0.5, token * position * 0.01]
 }
 
 impl Runner for ScriptedRunner {
@@ -92,10 +108,23 @@ impl Runner for ScriptedRunner {
         if self.knobs.fail_batch.swap(false, Ordering::SeqCst) {
             return Err(RunnerError::Batch("this batch was told to fail".to_owned()));
         }
+        self.rows = input.token_ids.iter().copied().zip(input.positions.iter().copied()).collect();
         logits.clear();
         for &row in &input.logit_rows {
             let (token, position) = (input.token_ids[row as usize], input.positions[row as usize]);
             logits.extend((0..VOCAB_SIZE).map(|candidate| logit(token, position, candidate)));
+        }
+        Ok(())
+    }
+
+    fn hidden_size(&self) -> usize {
+        HIDDEN_SIZE
+    }
+
+    fn hidden_states(&mut self, rows: &[u32], out: &mut Vec<f32>) -> Result<(), RunnerError> {
+        for &row in rows {
+            let (token, position) = self.rows[row as usize];
+            out.extend(hidden_state(token, position));
         }
         Ok(())
     }

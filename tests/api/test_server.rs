@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rill_engine::{Engine, EngineConfig, EngineHandle};
-use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, router_with};
+use rill_models::{FillInTheMiddle, Pooling, Tokenizer};
+use rill_server::app::{AppOptions, AppState, CorsPolicy, Serving, metrics, router_with};
 use rill_server::auth::ApiKeys;
 use rill_server::body::BodyLimits;
 use rill_server::chat_template::ChatTemplate;
@@ -33,6 +34,9 @@ pub struct TestServer {
     pub state: Arc<AppState>,
     pub engine: EngineHandle,
     pub knobs: Arc<Knobs>,
+    pooling: Pooling,
+    fill_in_the_middle: Option<FillInTheMiddle>,
+    tokenizer: Arc<Tokenizer>,
     stop: watch::Sender<bool>,
     /// Last, so that it is dropped last.
     runtime: Runtime,
@@ -44,6 +48,9 @@ pub struct Setup {
     pub options: AppOptions,
     pub listen: ListenLimits,
     pub template: Option<&'static str>,
+    pub pooling: Pooling,
+    pub fill_in_the_middle: Option<FillInTheMiddle>,
+    pub tokenizer: fn() -> Arc<Tokenizer>,
     /// Leave the model "loading" until `TestServer::load`.
     pub loading: bool,
 }
@@ -66,6 +73,7 @@ impl Default for Setup {
                 cors: CorsPolicy::Local,
                 keep_alive: Duration::from_secs(15),
                 trust_request_chat_template: false,
+                debug_endpoints: true,
             },
             listen: ListenLimits {
                 connections_max: 64,
@@ -73,6 +81,9 @@ impl Default for Setup {
                 write_stall_max: Duration::from_secs(1),
             },
             template: Some(CHATML),
+            pooling: Pooling::Last,
+            fill_in_the_middle: None,
+            tokenizer,
             loading: false,
         }
     }
@@ -87,16 +98,21 @@ pub fn start_with(setup: Setup) -> TestServer {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let knobs = Arc::new(Knobs::default());
     let state = AppState::new(setup.options);
-    let runner = ScriptedRunner { knobs: knobs.clone() };
-    let engine = Engine::start(Box::new(runner), tokenizer(), setup.engine).expect("a sound configuration");
+    let tokenizer = (setup.tokenizer)();
+    let runner = ScriptedRunner::new(knobs.clone());
+    let engine = Engine::start(Box::new(runner), tokenizer.clone(), setup.engine).expect("a sound configuration");
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).expect("a free port");
     let address = listener.local_addr().expect("bound");
     let (stop, stopping) = watch::channel(false);
     // A handler with a defect, for the layer that catches it.
     let broken =
         axum::Router::new().route("/broken", axum::routing::get(async || -> &'static str { panic!("a defect") }));
-    runtime.spawn(listen::serve(listener, router_with(state.clone(), broken), setup.listen, stopping));
-    let server = TestServer { address, state, engine, knobs, stop, runtime };
+    let routes = router_with(state.clone(), broken.merge(metrics()));
+    runtime.spawn(listen::serve(listener, routes, setup.listen, stopping));
+    runtime.spawn(state.keys().clone().watch());
+    let (pooling, fill_in_the_middle) = (setup.pooling, setup.fill_in_the_middle);
+    let server =
+        TestServer { address, state, engine, knobs, pooling, fill_in_the_middle, tokenizer, stop, runtime };
     if !setup.loading {
         server.load(setup.template);
     }
@@ -109,13 +125,15 @@ impl TestServer {
         self.state.serve(Serving {
             engine: self.engine.clone(),
             names: vec![MODEL.to_owned(), "alias".to_owned()],
-            prompts: PromptEncoder::new(tokenizer(), self.engine.config().context_len),
+            prompts: PromptEncoder::new(self.tokenizer.clone(), self.engine.config().context_len),
             template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
             eos_token_ids: vec![IM_END],
             sampling: SamplingDefaults::OPENAI,
+            pooling: self.pooling,
+            fill_in_the_middle: self.fill_in_the_middle,
             tool_format: template.map_or(ToolFormat::Json, ToolFormat::of_template),
             reasoning: template.and_then(ReasoningFormat::of_template),
-            grammars: Arc::new(Grammars::new(tokenizer(), self.engine.vocab_size(), vec![IM_END])),
+            grammars: Arc::new(Grammars::new(self.tokenizer.clone(), self.engine.vocab_size(), vec![IM_END])),
             created_s: 1,
             fingerprint: "rill_test".to_owned(),
         });

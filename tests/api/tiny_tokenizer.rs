@@ -29,6 +29,21 @@ fn byte_chars() -> Vec<char> {
 
 /// Ids 0 to 255 are the bytes themselves; 256 to 259 are `he`, `ll`, `hell`, `hello`.
 pub fn tokenizer() -> Arc<Tokenizer> {
+    made(Value::Null)
+}
+
+/// The same, which begins texts with `<|endoftext|>`.
+pub fn beginning_tokenizer() -> Arc<Tokenizer> {
+    let token = "<|endoftext|>";
+    let sequence = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let special = json!({"SpecialToken": {"id": token, "type_id": 0}});
+    made(json!({
+        "type": "TemplateProcessing", "single": [special, sequence], "pair": [special, sequence, sequence],
+        "special_tokens": {token: {"id": token, "ids": [END_OF_TEXT], "tokens": [token]}},
+    }))
+}
+
+fn made(post_processor: Value) -> Arc<Tokenizer> {
     let mut vocab: Map<String, Value> =
         byte_chars().iter().enumerate().map(|(byte, c)| (c.to_string(), json!(byte))).collect();
     for (token, id) in [("he", 256), ("ll", 257), ("hell", 258), ("hello", 259)] {
@@ -46,7 +61,7 @@ pub fn tokenizer() -> Arc<Tokenizer> {
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let file = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "pre_tokenizer": byte_level, "post_processor": post_processor, "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
@@ -56,5 +71,7 @@ pub fn tokenizer() -> Arc<Tokenizer> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, file.to_string()).expect("the temporary folder takes files");
+    let config = json!({"bos_token": "<|endoftext|>"}).to_string();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config).expect("the temporary folder takes files");
     Arc::new(Tokenizer::from_json_file(&path).expect("the tokenizer is sound"))
 }

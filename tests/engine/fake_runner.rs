@@ -108,6 +108,8 @@ pub struct Faults {
     pub fail_batch_in: AtomicU32,
     pub die_in: AtomicU32,
     pub panic_in: AtomicU32,
+    /// A clock that each pass moves, by what is read once and by what each row costs.
+    pub now_us: Arc<AtomicU64>,
 }
 
 impl Faults {
@@ -125,17 +127,11 @@ pub struct FakeRunner {
     /// One entry a slot.
     kv: Vec<u64>,
     faults: Arc<Faults>,
-    now_us: Arc<AtomicU64>,
 }
 
 impl FakeRunner {
     pub fn new(num_blocks: usize, block_size: usize, faults: Arc<Faults>) -> FakeRunner {
-        FakeRunner { block_size, kv: vec![u64::MAX; num_blocks * block_size], faults, now_us: Arc::default() }
-    }
-
-    /// A forward pass moves the clock: by what is read once, and by what each row costs.
-    pub fn taking_time(self, now_us: Arc<AtomicU64>) -> FakeRunner {
-        FakeRunner { now_us, ..self }
+        FakeRunner { block_size, kv: vec![u64::MAX; num_blocks * block_size], faults }
     }
 }
 
@@ -172,7 +168,7 @@ impl Runner for FakeRunner {
     }
 
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
-        self.now_us.fetch_add(1000 + 50 * input.rows() as u64, Ordering::Relaxed);
+        self.faults.now_us.fetch_add(1000 + 50 * input.rows() as u64, Ordering::Relaxed);
         assert!(!Faults::due(&self.faults.panic_in), "an injected panic");
         if Faults::due(&self.faults.die_in) {
             return Err(RunnerError::Fatal("an injected death".into()));

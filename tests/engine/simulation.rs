@@ -93,14 +93,14 @@ impl Simulation {
             prefix_caching: !random.one_in(5),
             max_drafts: *random.pick(&[0, 1, 4, 9]),
         };
-        let faults = Arc::new(Faults::default());
         let now_us = Arc::new(AtomicU64::new(0));
-        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).taking_time(Arc::clone(&now_us));
+        let faults = Arc::new(Faults { now_us: Arc::clone(&now_us), ..Faults::default() });
+        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults));
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
         let core = match random.one_in(2) {
-            true => core.spilling_to(Box::new(FakeTier::new(random.split()))),
+            true => core.spilling_to(Box::new(FakeTier::new(Random::new(random.next())))),
             false => core,
         };
         let prefixes = Prefixes::new(&mut random, config.context_len);
@@ -137,8 +137,23 @@ impl Simulation {
         self.seen
     }
 
+    /// A request, or some choices of one prompt: they differ in what is drawn and in when they end.
+    fn choices(&mut self) -> Vec<GenerateRequest> {
+        let random = &mut self.random;
+        let first = workload::request(random, &self.prefixes, &self.config);
+        let count = if random.one_in(4) { random.between(2, 5) } else { 1 };
+        let mut choices = vec![first; count];
+        for other in &mut choices[1..] {
+            other.sampling.seed = random.next();
+            if random.one_in(3) {
+                other.stop.max_tokens = random.between(1, 40) as u32;
+            }
+        }
+        choices
+    }
+
     fn submit(&mut self) {
-        let requests = workload::choices(&mut self.random, &self.prefixes, &self.config);
+        let requests = self.choices();
         let (prompt_len, count) = (requests[0].prompt.len(), requests.len());
         let stats = self.handle.stats();
         let backlog = (stats.waiting(), stats.waiting_tokens());
@@ -311,6 +326,7 @@ impl Live {
                     assert!(self.got.token_ids.is_empty() && self.got.prompt_logprobs.is_none());
                     self.got.prompt_logprobs = Some(logprobs);
                 }
+                Event::Embedding { .. } => panic!("nobody asked for an embedding"),
                 Event::Delta { text, token_ids, logprobs } => {
                     self.got.text.push_str(&text);
                     self.got.token_ids.extend(token_ids);

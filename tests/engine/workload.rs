@@ -12,16 +12,11 @@ impl Random {
         Random(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
-    }
-
-    /// A generator of its own.
-    pub fn split(&mut self) -> Random {
-        Random(self.next())
     }
 
     pub fn below(&mut self, end: usize) -> usize {
@@ -53,22 +48,6 @@ impl Prefixes {
         };
         Prefixes((0..3).map(|_| tokens(random)).collect())
     }
-}
-
-/// Some choices of one prompt: they differ in what is drawn and in when they end.
-pub fn choices(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) -> Vec<GenerateRequest> {
-    let first = request(random, prefixes, config);
-    let count = if random.one_in(4) { random.between(2, 5) } else { 1 };
-    let others = (1..count).map(|_| {
-        let mut other = first.clone();
-        other.sampling.seed = random.next();
-        if random.one_in(3) {
-            other.stop.max_tokens = random.between(1, 40) as u32;
-        }
-        other
-    });
-    let others: Vec<_> = others.collect();
-    std::iter::once(first).chain(others).collect()
 }
 
 pub fn request(random: &mut Random, prefixes: &Prefixes, config: &EngineConfig) -> GenerateRequest {

@@ -1,12 +1,15 @@
 //! Determinism on the real model, through the engine: a request's tokens, text and log-probabilities are the same bits
-//! alone, in company, in any prefill chunks, after preemption, and after a prefix-cache hit.
+//! alone, in company, in any prefill chunks, after preemption, after a prefix-cache hit, from blocks read back from disk,
+//! with drafts or without, and as one of several choices.
 
+use rill_engine::spill::{DiskTier, SpillTier};
 use rill_engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, FinishReason, GenerateRequest, ModelRunner,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, FinishReason, GenerateRequest, ModelRunner, Runner,
     SamplingParams, StopParams, TokenLogprobs, Usage,
 };
 use rill_tests::default_model;
 use rill_tests::reference::{Reference, english};
+use std::path::Path;
 use std::time::Duration;
 
 /// Everything a caller can see of a request, with floats as bits.
@@ -125,6 +128,8 @@ fn subjects(reference: &Reference) -> Vec<(&'static str, GenerateRequest)> {
         ("90-token prompt, seeded, penalties and bias", request(&text[300..390], 40, penalised)),
         ("400-token prompt, seeded, prompt log-probabilities", long),
         ("chat, seeded, stop strings", stopped),
+        ("a text that repeats itself", request(&text[..50].repeat(3), 60, greedy())),
+        ("a text that repeats itself, seeded", request(&text[..50].repeat(3), 60, seeded(4, 0.6))),
     ]
 }
 
@@ -162,9 +167,18 @@ fn roomy() -> EngineConfig {
 }
 
 fn start(config: EngineConfig) -> EngineHandle {
+    start_spilling(config, None)
+}
+
+/// The same with evicted blocks kept in a directory.
+fn start_spilling(config: EngineConfig, dir: Option<&Path>) -> EngineHandle {
     let loaded = default_model::load();
     let runner = ModelRunner::new(loaded.model, &config).expect("the KV cache fits");
-    Engine::start(Box::new(runner), loaded.tokenizer, config).expect("the engine starts")
+    let tier = dir.map(|dir| {
+        let tier = DiskTier::open(dir, 1 << 30, [1; 32], runner.block_bytes()).expect("a fresh directory");
+        Box::new(tier) as Box<dyn SpillTier>
+    });
+    Engine::start_spilling(Box::new(runner), loaded.tokenizer, config, tier).expect("the engine starts")
 }
 
 fn stop(engine: &EngineHandle) {
@@ -179,7 +193,7 @@ fn stop(engine: &EngineHandle) {
 
 /// Each subject alone in the engine, one after another.
 fn alone(reference: &Reference) -> Vec<Outcome> {
-    let engine = start(roomy());
+    let engine = start(EngineConfig { max_drafts: 0, ..roomy() });
     let outcomes = subjects(reference)
         .into_iter()
         .map(|(name, request)| finish(name, engine.submit(request).expect("taken")).0)
@@ -296,5 +310,58 @@ fn the_same_bits_whatever_happens_around_a_request() {
     println!("{cached} prompt tokens from the prefix cache: same bits");
     let found = in_company(&engine, &reference);
     assert_same("warm prefix cache, among 32 others", &reference, &expected, &found);
+    stop(&engine);
+
+    // With drafts, more of them than pay.
+    let engine = start(EngineConfig { max_drafts: 24, ..roomy() });
+    let found: Vec<_> = subjects(&reference)
+        .into_iter()
+        .map(|(name, request)| finish(name, engine.submit(request).expect("taken")))
+        .collect();
+    assert_same("with drafts", &reference, &expected, &found);
+    let (drafted, accepted) = (engine.stats().drafted_tokens.get(), engine.stats().accepted_draft_tokens.get());
+    assert!(accepted > 20 && accepted < drafted, "{accepted} of {drafted} drafts accepted");
+    println!("{accepted} of {drafted} drafted tokens accepted: same bits");
+    stop(&engine);
+
+    // As the first of three choices, which start from its blocks.
+    let engine = start(roomy());
+    let found: Vec<_> = subjects(&reference)
+        .into_iter()
+        .map(|(name, request)| {
+            let choices = (0..3).map(|choice| {
+                let mut request = request.clone();
+                request.sampling.seed += 1000 * choice;
+                request
+            });
+            let mut streams = engine.submit_all(choices.collect()).expect("taken");
+            let others = streams.split_off(1);
+            let outcome = finish(name, streams.remove(0));
+            for other in others {
+                finish(name, other);
+            }
+            outcome
+        })
+        .collect();
+    assert_same("as one of three choices", &reference, &expected, &found);
+    let (forks, copies) = (engine.stats().forks.get(), engine.stats().block_copies.get());
+    assert!(forks >= 12 && copies > 0, "{forks} forks, {copies} copies");
+    println!("{forks} forks, {copies} blocks copied: same bits");
+    stop(&engine);
+
+    // From blocks that were evicted to disk.
+    let dir = tempfile::tempdir().expect("a directory");
+    let small = EngineConfig { num_blocks: 40, context_len: 640, prefix_caching: true, ..roomy() };
+    let engine = start_spilling(small, Some(dir.path()));
+    for round in ["cold", "warm"] {
+        let found: Vec<_> = subjects(&reference)
+            .into_iter()
+            .map(|(name, request)| finish(name, engine.submit(request).expect("taken")))
+            .collect();
+        assert_same(&format!("{round}, with blocks on disk"), &reference, &expected, &found);
+    }
+    let (spilled, restored) = (engine.stats().blocks_spilled.get(), engine.stats().blocks_restored.get());
+    assert!(restored > 5, "{restored} blocks read back of {spilled}");
+    println!("{restored} blocks read back of {spilled} on disk: same bits");
     stop(&engine);
 }

@@ -4,6 +4,7 @@
 pub mod default_model;
 pub mod environment;
 pub mod http;
+pub mod node;
 pub mod python;
 pub mod reference;
 pub mod server_process;

@@ -3,6 +3,10 @@
 use crate::environment;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
+
+/// Tests of one binary run at once; one of them installs.
+static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// A folder of installed packages, for PYTHONPATH.
 pub struct Packages {
@@ -10,13 +14,13 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// Installs what `requirements` (a file) pins below `scratch`. `None` where pip could not, which is a failure
-    /// in CI and a loud skip elsewhere.
+    /// Installs what `requirements` (a file) pins below `scratch`: these and no others, so it names their dependencies as
+    /// well. `None` where pip could not, which is a failure in CI and a loud skip elsewhere.
     pub fn install(test: &str, requirements: &Path, scratch: &Path) -> Option<Packages> {
+        let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = std::fs::read_to_string(requirements)
             .unwrap_or_else(|error| panic!("{}: {error}", requirements.display()));
-        let name = requirements.file_stem().expect("a file").to_string_lossy().into_owned();
-        let folder = scratch.join(format!("python-{name}"));
+        let folder = scratch.join("python-clients");
         let installed = folder.join("installed-requirements.txt");
         if std::fs::read_to_string(&installed).is_ok_and(|found| found == wanted) {
             return Some(Packages { folder });
@@ -25,17 +29,8 @@ impl Packages {
             std::fs::remove_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         }
         let output = Command::new("python3")
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--no-input",
-                "--disable-pip-version-check",
-                "--retries",
-                "1",
-            ])
-            .args(["--timeout", "15", "--target"])
+            .args(["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps"])
+            .args(["--no-compile", "--retries", "1", "--timeout", "15", "--target"])
             .arg(&folder)
             .arg("--requirement")
             .arg(requirements)
@@ -59,7 +54,11 @@ impl Packages {
             .arg(script)
             .args(arguments)
             .env("PYTHONPATH", &self.folder)
-            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("PYTHONPYCACHEPREFIX", self.folder.join("pycache"))
+            // Whatever a package would look up on the network, and where it would leave files.
+            .env("HF_HOME", self.folder.join("hf-home"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env("LITELLM_LOCAL_MODEL_COST_MAP", "True")
             // A proxy or a key of the user's is none of the test's business.
             .env("NO_PROXY", "*")
             .env_remove("OPENAI_API_KEY")

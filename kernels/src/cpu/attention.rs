@@ -86,7 +86,7 @@ pub(super) fn attention(
     }
 
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
-    let whole = !form.q8 || dim == padded;
+    let whole = !form.grouped() || dim == padded;
     let target = if whole { &mut *out } else { &mut step.compact };
     let target = target.reset(rows, heads.heads * dim, if whole { form } else { Form::F32 });
     let (plan, states) = step.plan.begin();

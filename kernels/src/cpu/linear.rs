@@ -9,23 +9,23 @@
 
 mod brain;
 mod float;
+mod quantised;
 
 use self::brain::{exact, rounded};
 use self::float::{half, single};
+use self::quantised::{Eight, Four, quantised};
 use super::activation;
-use super::rows::{BLOCK_ROWS, Rows, RowsOut};
+use super::rows::{Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::memory::Shared;
-use crate::packed::{GROUP, Layout, Packed, TILE_ROWS};
+use crate::packed::{Layout, Packed, TILE_ROWS};
 use crate::pool::Pool;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Weights that all blocks of rows pass over before the next ones are touched: a share of the second-level cache.
 const HOT_BYTES: usize = 128 << 10;
-/// A cache line.
-const LINE: usize = 64;
 
 /// What happens to a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,96 +42,6 @@ struct Output {
     stride: usize,
     first: usize,
     store: Store,
-}
-
-/// A weight group in registers: eight vectors of four columns each, scale and minimum.
-struct Unpacked<S: Simd> {
-    quads: [S::B; 8],
-    d: S::F,
-    m: S::F,
-}
-
-/// How groups of a layout are read.
-trait Groups {
-    const CODE_BYTES: usize;
-    const SCALES: usize;
-    /// Has a minimum term.
-    const MIN: bool;
-    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Unpacked<S>;
-    unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I;
-}
-
-struct Four;
-struct Eight;
-
-impl Groups for Four {
-    const CODE_BYTES: usize = 256;
-    const SCALES: usize = 32;
-    const MIN: bool = true;
-
-    #[inline(always)]
-    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Unpacked<S> {
-        // SAFETY: the caller points at a whole group.
-        unsafe {
-            let v0 = S::load_b(codes);
-            let v1 = S::load_b(codes.add(64));
-            let v2 = S::load_b(codes.add(128));
-            let v3 = S::load_b(codes.add(192));
-            Unpacked {
-                quads: [
-                    S::low_nibbles(v0),
-                    S::low_nibbles(v1),
-                    S::low_nibbles(v2),
-                    S::low_nibbles(v3),
-                    S::high_nibbles(v0),
-                    S::high_nibbles(v1),
-                    S::high_nibbles(v2),
-                    S::high_nibbles(v3),
-                ],
-                d: S::load_f16(scales),
-                m: S::load_f16(scales.add(LANES)),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I {
-        // SAFETY: codes are below 16.
-        unsafe { S::dot_low(acc, u, s) }
-    }
-}
-
-impl Groups for Eight {
-    const CODE_BYTES: usize = 512;
-    const SCALES: usize = 16;
-    const MIN: bool = false;
-
-    #[inline(always)]
-    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Unpacked<S> {
-        // SAFETY: the caller points at a whole group.
-        unsafe {
-            Unpacked {
-                quads: [
-                    S::load_b(codes),
-                    S::load_b(codes.add(64)),
-                    S::load_b(codes.add(128)),
-                    S::load_b(codes.add(192)),
-                    S::load_b(codes.add(256)),
-                    S::load_b(codes.add(320)),
-                    S::load_b(codes.add(384)),
-                    S::load_b(codes.add(448)),
-                ],
-                d: S::load_f16(scales),
-                m: S::zero(),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I {
-        // SAFETY: no further requirement.
-        unsafe { S::dot(acc, u, s) }
-    }
 }
 
 /// One call's operands: some tiles of a matrix against some rows, from the start of a block on.
@@ -179,101 +89,6 @@ unsafe fn put_part(job: &Job<'_>, out: *mut f32, values: &[[f32; LANES]], len: u
             unsafe {
                 let at = out.add(t * job.out.stride + i);
                 *at = if job.out.store == Store::Add { *at + value } else { *value };
-            }
-        }
-    }
-}
-
-/// A tile of 16 outputs times `T` rows of one block, from `lane` on.
-#[inline(always)]
-unsafe fn tile<S: Simd, G: Groups, const T: usize>(
-    job: &Job<'_>,
-    (codes, scales): (*const u8, *const u16),
-    (tile, fetch): (usize, bool),
-    row: usize,
-) {
-    let groups = job.weights.cols / GROUP;
-    let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
-    // SAFETY: weights hold `groups` groups a tile, rows hold `groups` groups a block; offsets stay inside both.
-    // What is fetched ahead may lie beyond: nothing of it is read here.
-    unsafe {
-        let place = block * groups * BLOCK_ROWS + lane;
-        let mut q = job.x.q.as_ptr().add(place * GROUP).cast::<u8>();
-        let mut scale = job.x.scale.as_ptr().add(place);
-        let mut sum = job.x.sum.as_ptr().add(place);
-        let mut bias = job.x.bias.as_ptr().add(place);
-        let mut codes = codes.add(tile * groups * G::CODE_BYTES);
-        let mut scales = scales.add(tile * groups * G::SCALES);
-        let mut acc = [S::zero(); T];
-        for _ in 0..groups {
-            let w = G::unpack::<S>(codes, scales);
-            if fetch {
-                let next = codes.wrapping_add(groups * G::CODE_BYTES);
-                for line in 0..G::CODE_BYTES / LINE {
-                    S::prefetch(next.wrapping_add(line * LINE));
-                }
-                S::prefetch(scales.wrapping_add(groups * G::SCALES).cast());
-            }
-            let mut dot = [S::isplat(0); T];
-            if !G::MIN {
-                for t in 0..T {
-                    dot[t] = S::isplat(*bias.add(t));
-                }
-            }
-            // Neighbouring dot products are independent: none waits for the one before.
-            for j in 0..8 {
-                for t in 0..T {
-                    dot[t] = G::dot::<S>(dot[t], w.quads[j], S::splat_b(q.add(t * GROUP + 4 * j)));
-                }
-            }
-            for t in 0..T {
-                acc[t] = S::fma(S::to_f(dot[t]), S::mul(w.d, S::splat(*scale.add(t))), acc[t]);
-                if G::MIN {
-                    acc[t] = S::fma(w.m, S::splat(*sum.add(t)), acc[t]);
-                }
-            }
-            q = q.add(BLOCK_ROWS * GROUP);
-            scale = scale.add(BLOCK_ROWS);
-            sum = sum.add(BLOCK_ROWS);
-            bias = bias.add(BLOCK_ROWS);
-            codes = codes.add(G::CODE_BYTES);
-            scales = scales.add(G::SCALES);
-        }
-        put::<S, T>(job, tile, row, acc);
-    }
-}
-
-#[inline(always)]
-unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *const u16)) {
-    let tile_bytes = job.weights.cols / GROUP * (G::CODE_BYTES + 2 * G::SCALES);
-    let hot_tiles = (HOT_BYTES / tile_bytes).max(1);
-    let blocks = job.rows.clone().step_by(BLOCK_ROWS);
-    let hot = job.tiles.clone().step_by(hot_tiles);
-    for (first, block) in hot.flat_map(|t| blocks.clone().map(move |b| (t, b))) {
-        let end = (block + BLOCK_ROWS).min(job.rows.end);
-        for t in first..(first + hot_tiles).min(job.tiles.end) {
-            let mut row = block;
-            while row < end {
-                let left = end - row;
-                // Eight rows keep the multipliers busy for longer than memory takes to bring the next tile: it is asked
-                // for once, beside the first of them. Fewer rows wait for memory whatever is asked for.
-                let fetch = row == 0;
-                // SAFETY: rows `row..row + T` are inside the block and the batch.
-                unsafe {
-                    row += if S::TILE_TOKENS >= 8 && left >= 8 {
-                        tile::<S, G, 8>(job, weights, (t, fetch), row);
-                        8
-                    } else if left >= 4 {
-                        tile::<S, G, 4>(job, weights, (t, false), row);
-                        4
-                    } else if left >= 2 {
-                        tile::<S, G, 2>(job, weights, (t, false), row);
-                        2
-                    } else {
-                        tile::<S, G, 1>(job, weights, (t, false), row);
-                        1
-                    }
-                }
             }
         }
     }
@@ -343,7 +158,8 @@ fn share(tiles: usize, threads: usize, chunk: usize) -> Range<usize> {
 /// Panics where rows are not in the form that `matrix` reads.
 fn check_form(matrix: &Packed, x: &Rows) {
     let there = match matrix.layout {
-        Layout::Four { .. } | Layout::Eight { .. } => x.form.q8,
+        Layout::Four { .. } => x.form.q8,
+        Layout::Eight { .. } => x.form.shifted,
         Layout::Brain(_) => x.form.bf16 || x.form.f32,
         Layout::Half(_) | Layout::Single(_) => x.form.f32,
     };
@@ -419,19 +235,17 @@ pub(crate) fn gated(
         );
     }
     let (all, threads) = (out.cols / UNIT, pool.threads());
-    let block_rows = x.rows.clamp(1, BLOCK_ROWS);
-    // With several blocks of rows, the weights of a few units stay hot while all blocks pass over them.
-    let hot = if x.rows > BLOCK_ROWS { (HOT_BYTES / (2 * UNIT * x.cols)).max(1) } else { all.max(1) };
-    let hot = hot.min(WIDE / (2 * UNIT * block_rows));
+    let block_rows = x.rows.clamp(1, WIDE / (2 * UNIT));
+    let hot = WIDE / (2 * UNIT * block_rows);
     pool.run(ROUNDS * threads, &|chunk| {
         let mine = share(all, threads, chunk);
         let mut wide = Wide([const { MaybeUninit::uninit() }; WIDE]);
         let data = Shared::uninit(&mut wide.0);
         for (first, block) in
-            mine.clone().step_by(hot).flat_map(|u| (0..x.rows).step_by(BLOCK_ROWS).map(move |b| (u, b)))
+            mine.clone().step_by(hot).flat_map(|u| (0..x.rows).step_by(block_rows).map(move |b| (u, b)))
         {
             let width = UNIT * (hot.min(mine.end - first));
-            let rows = block..(block + BLOCK_ROWS).min(x.rows);
+            let rows = block..(block + block_rows).min(x.rows);
             for (half, (weights, first_tile)) in halves.into_iter().enumerate() {
                 let tile = first_tile + first * UNIT / TILE_ROWS;
                 let tiles = tile..tile + width / TILE_ROWS;

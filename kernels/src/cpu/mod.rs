@@ -223,7 +223,8 @@ impl Backend for CpuBackend {
     fn form(&self, layer: &Linear) -> Form {
         layer.matrices.iter().fold(Form::default(), |form, m| {
             form.and(match m.layout {
-                Layout::Four { .. } | Layout::Eight { .. } => Form::Q8,
+                Layout::Four { .. } => Form::Q8,
+                Layout::Eight { .. } => Form::SHIFTED,
                 Layout::Brain(_) if self.row_dtype == RowDtype::Bf16 => Form::BF16,
                 Layout::Brain(_) | Layout::Half(_) | Layout::Single(_) => Form::F32,
             })

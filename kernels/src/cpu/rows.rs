@@ -10,6 +10,16 @@
 //! bias   [block][group][16 rows]       i32   −128 · Σ q, for weight codes stored plus 128
 //! ```
 //!
+//! The shifted form, for weights of 8 bits, spends all codes between the least and the largest value of a group: few groups
+//! lie evenly about zero, those with an outlier least of all, and the error is a third. It lies the same way:
+//!
+//! ```text
+//! q      [block][group][16 rows][32]   i8
+//! scale  [block][group][16 rows]       f32   x ≈ scale · (q + shift)
+//! shift  [block][group][16 rows]       i32
+//! bias   [block][group][16 rows]       i32   −128 · Σ (q + shift)
+//! ```
+//!
 //! The bf16 form, rounded to nearest even, lies the same way; what its last group lacks in columns is zero:
 //!
 //! ```text
@@ -30,8 +40,10 @@ const AMAX_MIN: f32 = 1e-30;
 /// What a linear layer multiplies with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Form {
-    /// 8-bit groups, for quantised weights.
+    /// 8-bit groups, for weights of 4 bits.
     pub q8: bool,
+    /// 8-bit groups about a middle of their own, for weights of 8 bits.
+    pub shifted: bool,
     /// f32, for f16, bf16 and f32 weights.
     pub f32: bool,
     /// bf16, for bf16 weights that are to meet rounded activations: they read it wherever it is there.
@@ -39,13 +51,24 @@ pub struct Form {
 }
 
 impl Form {
-    pub const Q8: Form = Form { q8: true, f32: false, bf16: false };
-    pub const F32: Form = Form { q8: false, f32: true, bf16: false };
-    pub const BF16: Form = Form { q8: false, f32: false, bf16: true };
+    pub const Q8: Form = Form { q8: true, shifted: false, f32: false, bf16: false };
+    pub const SHIFTED: Form = Form { q8: false, shifted: true, f32: false, bf16: false };
+    pub const F32: Form = Form { q8: false, shifted: false, f32: true, bf16: false };
+    pub const BF16: Form = Form { q8: false, shifted: false, f32: false, bf16: true };
 
     /// What both layers need.
     pub const fn and(self, other: Form) -> Form {
-        Form { q8: self.q8 || other.q8, f32: self.f32 || other.f32, bf16: self.bf16 || other.bf16 }
+        Form {
+            q8: self.q8 || other.q8,
+            shifted: self.shifted || other.shifted,
+            f32: self.f32 || other.f32,
+            bf16: self.bf16 || other.bf16,
+        }
+    }
+
+    /// Whether columns come in groups of 32.
+    pub(crate) const fn grouped(self) -> bool {
+        self.q8 || self.shifted
     }
 }
 
@@ -59,21 +82,37 @@ pub struct Rows {
     pub(crate) scale: Buffer<f32>,
     pub(crate) sum: Buffer<f32>,
     pub(crate) bias: Buffer<i32>,
+    pub(crate) shifted: Shifted,
     pub(crate) values: Buffer<f32>,
     pub(crate) brain: Buffer<u16>,
+}
+
+/// The shifted form.
+#[derive(Default)]
+pub(crate) struct Shifted {
+    pub(crate) q: Buffer<i8>,
+    pub(crate) scale: Buffer<f32>,
+    pub(crate) shift: Buffer<i32>,
+    pub(crate) bias: Buffer<i32>,
 }
 
 impl Rows {
     /// Makes room for `rows` × `cols` in `form`; contents are to be written with [`RowsOut::put`].
     pub(crate) fn reset(&mut self, rows: usize, cols: usize, form: Form) -> RowsOut {
         (self.rows, self.cols, self.form) = (rows, cols, form);
+        debug_assert!(!form.grouped() || cols.is_multiple_of(GROUP));
+        let places = rows.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * (cols / GROUP);
         if form.q8 {
-            debug_assert!(cols.is_multiple_of(GROUP));
-            let places = rows.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * (cols / GROUP);
             self.q.reserve(places * GROUP);
             self.scale.reserve(places);
             self.sum.reserve(places);
             self.bias.reserve(places);
+        }
+        if form.shifted {
+            self.shifted.q.reserve(places * GROUP);
+            self.shifted.scale.reserve(places);
+            self.shifted.shift.reserve(places);
+            self.shifted.bias.reserve(places);
         }
         if form.f32 {
             self.values.reserve(rows * cols);
@@ -88,6 +127,12 @@ impl Rows {
             scale: Shared::new(&mut self.scale),
             sum: Shared::new(&mut self.sum),
             bias: Shared::new(&mut self.bias),
+            shifted: ShiftedOut {
+                q: Shared::new(&mut self.shifted.q),
+                scale: Shared::new(&mut self.shifted.scale),
+                shift: Shared::new(&mut self.shifted.shift),
+                bias: Shared::new(&mut self.shifted.bias),
+            },
             values: Shared::new(&mut self.values),
             brain: Shared::new(&mut self.brain),
         }
@@ -142,6 +187,28 @@ pub(crate) unsafe fn quantise<S: Simd, const BRAIN: bool>(x: *const f32) -> Quan
     }
 }
 
+/// Thirty-two values as whole numbers from -127 to 127 plus `shift`, and a scale.
+///
+/// # Safety
+/// As for [`quantise`].
+#[inline(always)]
+unsafe fn quantise_shifted<S: Simd>(x: *const f32) -> (Quantised<S>, f32) {
+    // SAFETY: by the contract above.
+    unsafe {
+        let (a, b) = (S::load(x), S::load(x.add(LANES)));
+        let most = S::reduce_max(S::max(S::zero(), S::max(a, b)));
+        let least = S::reduce_max(S::max(S::zero(), S::max(S::sub(S::zero(), a), S::sub(S::zero(), b))));
+        let range = most + least;
+        let range = if range < AMAX_MIN { 0.0 } else { range };
+        // Rounding the ends and the middle may add up to a whole code: 253 steps and not 254.
+        let (scale, inverse) = (range / 253.0, if range == 0.0 { 0.0 } else { 253.0 / range });
+        let shift = ((most - least) * 0.5 * inverse).round_ties_even();
+        let (inverse, middle) = (S::splat(inverse), S::splat(shift));
+        let code = |v| S::sub(S::round(S::mul(v, inverse)), middle);
+        (Quantised { codes: [code(a), code(b)], scale }, shift)
+    }
+}
+
 /// Where the chunks of one job write rows, each its own.
 #[derive(Clone, Copy)]
 pub(crate) struct RowsOut {
@@ -151,8 +218,17 @@ pub(crate) struct RowsOut {
     scale: Shared<f32>,
     sum: Shared<f32>,
     bias: Shared<i32>,
+    shifted: ShiftedOut,
     values: Shared<f32>,
     brain: Shared<u16>,
+}
+
+#[derive(Clone, Copy)]
+struct ShiftedOut {
+    q: Shared<i8>,
+    scale: Shared<f32>,
+    shift: Shared<i32>,
+    bias: Shared<i32>,
 }
 
 impl RowsOut {
@@ -167,7 +243,7 @@ impl RowsOut {
         unsafe { (self.q.at(place * GROUP), *self.scale.at(place), *self.bias.at(place)) }
     }
 
-    /// Writes columns `first..first + len` of `row` from `x`; with the 8-bit form both are multiples of 32.
+    /// Writes columns `first..first + len` of `row` from `x`; with an 8-bit form both are multiples of 32.
     ///
     /// # Safety
     /// `S`'s instructions are available, `x` has `len` readable values, the place is inside what `reset` made room
@@ -182,13 +258,19 @@ impl RowsOut {
             if self.form.bf16 {
                 self.put_brain::<S>(row, first, std::slice::from_raw_parts(x, len));
             }
-            if !self.form.q8 {
+            if !self.form.grouped() {
                 return;
             }
             let groups = self.cols / GROUP;
             let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
             for g in 0..len / GROUP {
                 let place = (block * groups + first / GROUP + g) * BLOCK_ROWS + lane;
+                if self.form.shifted {
+                    self.put_shifted::<S>(place, x.add(g * GROUP));
+                }
+                if !self.form.q8 {
+                    continue;
+                }
                 let group: Quantised<S> = quantise::<S, false>(x.add(g * GROUP));
                 group.store(self.q.at(place * GROUP));
                 *self.scale.at(place) = group.scale;
@@ -197,6 +279,25 @@ impl RowsOut {
                 *self.sum.at(place) = group.scale * sum;
                 *self.bias.at(place) = -128 * sum as i32;
             }
+        }
+    }
+
+    /// The shifted form of one group.
+    ///
+    /// # Safety
+    /// As for [`RowsOut::put`].
+    #[inline(always)]
+    unsafe fn put_shifted<S: Simd>(&self, place: usize, x: *const f32) {
+        let out = &self.shifted;
+        // SAFETY: by the contract above.
+        unsafe {
+            let (group, shift) = quantise_shifted::<S>(x);
+            group.store(out.q.at(place * GROUP));
+            *out.scale.at(place) = group.scale;
+            *out.shift.at(place) = shift as i32;
+            // Whole numbers below 2^14: the sum is exact in any order.
+            let sum = S::reduce_add(S::add(group.codes[0], group.codes[1])) + GROUP as f32 * shift;
+            *out.bias.at(place) = -128 * sum as i32;
         }
     }
 

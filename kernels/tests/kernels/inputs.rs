@@ -5,7 +5,7 @@ use proptest::test_runner::Config;
 use rill_kernels::{Backend, CpuBackend, Dtype, Form, Isa, Linear, Matrix, RowDtype, Rows, Stored};
 
 /// All forms of rows at once.
-pub const ALL: Form = Form::Q8.and(Form::F32).and(Form::BF16);
+pub const ALL: Form = Form::Q8.and(Form::SHIFTED).and(Form::F32).and(Form::BF16);
 pub const F32: Form = Form::F32;
 
 /// A small generator (splitmix64), so that failures repeat.
@@ -159,7 +159,8 @@ pub fn rows(backend: &mut CpuBackend, values: &[f32], width: usize) -> Rows {
         .collect();
     let gate_up = matrix(backend, &gate_up, 2 * width);
     let mut out = Rows::default();
-    let form = if backend.row_dtype() == RowDtype::Bf16 { ALL } else { Form::Q8.and(Form::F32) };
+    let form =
+        if backend.row_dtype() == RowDtype::Bf16 { ALL } else { Form::Q8.and(Form::SHIFTED).and(Form::F32) };
     backend.silu_mul(&gate_up, (&mut out, form));
     out
 }

@@ -66,8 +66,10 @@ fn against_reference(case: &Case, operands: &Operands, dtype: RowDtype, given: &
                 reference::round_bf16(x).into_iter().map(f64::from).collect()
             } else if is_float(stored.dtype) {
                 x.iter().map(|&x| f64::from(x)).collect()
-            } else {
+            } else if matches!(stored.dtype, Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K) {
                 reference::quantize_row(x)
+            } else {
+                reference::shift_row(x)
             };
             for (row, expected) in reference::linear(&weights, &x).into_iter().enumerate() {
                 let value = f64::from(given[token * width + first + row]);
@@ -133,7 +135,7 @@ fn same(given: &[f32], expected: &[f32], who: &str, what: &str) -> Result<(), St
 fn every_type_is_close_to_its_definition_and_the_same_everywhere() {
     let (mut exact, mut rounding) = (backends(), backends_with(RowDtype::Bf16));
     for (index, dtype) in DTYPES.into_iter().enumerate() {
-        for (rows, tokens, cols) in [(1, 1, 256), (16, 17, 512), (31, 23, 256), (50, 70, 768)] {
+        for (rows, tokens, cols) in [(1, 1, 256), (16, 17, 512), (31, 23, 256), (50, 70, 768), (17, 133, 2048)] {
             let case = Case { parts: vec![(dtype, rows)], cols, tokens, seed: index as u64 };
             check(&mut exact, &case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
             if dtype == Dtype::BF16 {
@@ -179,8 +181,12 @@ fn whole_numbers_are_exact() {
                 _ => scale_offsets(dtype).iter().for_each(|&at| block[at..at + 2].copy_from_slice(&[0, 0x3c])),
             }
         }
-        // The largest of a group is 127, so its scale is one and its codes are the values.
-        let value = |i: usize| if i % 32 == 5 { 127.0 } else { numbers.below(17) as f32 - 8.0 };
+        // The largest of a group is 127 and its range 253, so its scale is one and its codes are the values.
+        let value = |i: usize| match i % 32 {
+            5 => 127.0,
+            6 => -126.0,
+            _ => numbers.below(17) as f32 - 8.0,
+        };
         let x: Vec<f32> = (0..tokens * cols).map(value).collect();
         let stored = Stored { dtype, rows: rows_count, cols, data: &data };
         let weights = reference::weights(stored);
@@ -218,10 +224,12 @@ fn extreme_codes_do_not_saturate() {
             let data = block.repeat(16 * cols / 32);
             let layer =
                 backend.load_linear(&[Stored { dtype, rows: 16, cols, data: &data }]).expect("sound weights");
-            for sign in [127.0, -127.0] {
-                let x = rows(backend, &vec![sign; cols], cols);
+            for sign in [1.0, -1.0] {
+                // Both forms have a scale of one.
+                let group: Vec<f32> = (0..32).map(|i| if i < 28 { 127.0 * sign } else { -126.0 * sign }).collect();
+                let x = rows(backend, &group.repeat(cols / 32), cols);
                 let given = product(backend, &layer, &x);
-                let expected = vec![sign * weight * cols as f32; 16];
+                let expected = vec![group.iter().sum::<f32>() * weight * (cols / 32) as f32; 16];
                 assert_eq!(given, expected, "{dtype:?} {byte:#x}, {}", describe(backend));
             }
         }
@@ -234,7 +242,7 @@ fn reused_memory_changes_nothing() {
     let mut numbers = Numbers(5);
     let backend = &mut backends_with(RowDtype::Bf16).remove(1);
     let case = Case {
-        parts: vec![(Dtype::Q4_1, 40), (Dtype::F16, 24), (Dtype::BF16, 20)],
+        parts: vec![(Dtype::Q4_1, 40), (Dtype::Q8_0, 18), (Dtype::F16, 24), (Dtype::BF16, 20)],
         cols: 96,
         tokens: 45,
         seed: 6,
@@ -327,12 +335,12 @@ fn gated_layers_are_their_parts() {
     }
 }
 
-/// What linear layers make of the f32 and bf16 forms and, where there is one, of the 8-bit form.
+/// What linear layers make of the f32 and bf16 forms and, where there are any, of the 8-bit forms.
 fn all_forms(backend: &mut CpuBackend, x: &Rows, width: usize) -> Vec<f32> {
     let mut numbers = Numbers(3);
     let mut out = Vec::new();
     let dtypes = if width.is_multiple_of(32) {
-        &[Dtype::F32, Dtype::BF16, Dtype::Q8_0][..]
+        &[Dtype::F32, Dtype::BF16, Dtype::Q4_1, Dtype::Q8_0][..]
     } else {
         &[Dtype::F32, Dtype::BF16]
     };

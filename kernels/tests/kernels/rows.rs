@@ -8,9 +8,9 @@ use rill_kernels::{
     Activation, Backend, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference,
 };
 
-const Q8: Form = Form::Q8;
+const Q8: Form = Form::Q8.and(Form::SHIFTED);
 
-/// The identity in 8-bit weights: reads the quantised form, each value scale · q.
+/// The identity in 8-bit weights: reads the shifted form, each value scale · (q + shift).
 fn identity_q8(backend: &mut CpuBackend, width: usize) -> Linear {
     let mut data = Vec::new();
     for row in 0..width {
@@ -21,6 +21,21 @@ fn identity_q8(backend: &mut CpuBackend, width: usize) -> Linear {
     }
     backend
         .load_linear(&[Stored { dtype: Dtype::Q8_0, rows: width, cols: width, data: &data }])
+        .expect("sound weights")
+}
+
+/// The identity in 4-bit weights: reads the form about zero.
+fn identity_q4(backend: &mut CpuBackend, width: usize) -> Linear {
+    let mut data = Vec::new();
+    for row in 0..width {
+        for group in 0..width / 32 {
+            data.extend([0, 0x3c, 0, 0]);
+            let code = |i: usize| u8::from(group * 32 + i == row);
+            data.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
+        }
+    }
+    backend
+        .load_linear(&[Stored { dtype: Dtype::Q4_1, rows: width, cols: width, data: &data }])
         .expect("sound weights")
 }
 
@@ -46,11 +61,16 @@ fn quantised_rows_are_the_definitions() {
             // A group whose largest value is negative, and ties between codes.
             x[..32].copy_from_slice(&std::array::from_fn::<f32, 32, _>(|i| i as f32 * 0.5 - 127.0));
             let input = rows(backend, &x, width);
-            let layer = identity_q8(backend, width);
-            let given = product(backend, &layer, &input);
-            let expected: Vec<f32> =
-                x.chunks_exact(width).flat_map(reference::quantize_row).map(|x| x as f32).collect();
-            assert_eq!(given, expected, "{count} × {width}, {}", describe(backend));
+            type Definition = fn(&[f32]) -> Vec<f64>;
+            let both: [(Linear, Definition); 2] = [
+                (identity_q8(backend, width), reference::shift_row),
+                (identity_q4(backend, width), reference::quantize_row),
+            ];
+            for (layer, definition) in both {
+                let given = product(backend, &layer, &input);
+                let expected: Vec<f32> = x.chunks_exact(width).flat_map(definition).map(|x| x as f32).collect();
+                assert_eq!(given, expected, "{count} × {width}, {}", describe(backend));
+            }
             assert_eq!(read(backend, &input, width), x, "the f32 form, {}", describe(backend));
         }
     }
@@ -268,7 +288,7 @@ fn both_forms_agree() {
         let plain = product(backend, &plain, &out);
         let given = product(backend, &eight, &out);
         let expected: Vec<f32> =
-            plain.chunks_exact(width).flat_map(reference::quantize_row).map(|x| x as f32).collect();
+            plain.chunks_exact(width).flat_map(reference::shift_row).map(|x| x as f32).collect();
         assert_eq!(given, expected, "{}", describe(backend));
     }
 }

@@ -1,10 +1,11 @@
 //! [`ModelConfig`] from the metadata of a GGUF file.
 
 use super::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
+    RopeStyle,
 };
-use crate::ModelError;
 use crate::gguf::{GgmlType, GgufFile, Metadata};
+use crate::{FillInTheMiddle, ModelError};
 
 /// Architectures whose converter permutes q and k so that neighbours turn together; all others turn halves.
 const INTERLEAVED: [&str; 24] = [
@@ -171,6 +172,8 @@ impl ModelConfig {
             eos_token_ids: eos_token_ids(metadata)?,
             chat_template: ChatTemplates::from_gguf(metadata)?,
             generation: generation(metadata)?,
+            pooling: Pooling::from_gguf(metadata, arch)?,
+            fill_in_the_middle: FillInTheMiddle::from_gguf(metadata)?,
         };
         config.checked(&file.path().display().to_string())
     }

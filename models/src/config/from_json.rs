@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{
-    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling, RopeStyle,
+    Activation, ChatTemplates, ExpertsConfig, GenerationDefaults, ModelConfig, Pooling, RopeConfig, RopeScaling,
+    RopeStyle,
 };
 use crate::ModelError;
 
@@ -147,6 +148,8 @@ impl ModelConfig {
                 Some(file) => defaults(file)?,
                 None => GenerationDefaults::default(),
             },
+            pooling: Pooling::from_dir(dir)?,
+            fill_in_the_middle: None,
             architecture,
         };
         parsed.checked(&config.path)
@@ -154,9 +157,9 @@ impl ModelConfig {
 }
 
 /// A parsed JSON file and its path, for messages.
-struct JsonFile {
+pub(super) struct JsonFile {
     path: String,
-    root: Value,
+    pub(super) root: Value,
 }
 
 impl JsonFile {
@@ -170,7 +173,7 @@ impl JsonFile {
         }
     }
 
-    fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
+    pub(super) fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
         if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
     }
 

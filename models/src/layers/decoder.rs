@@ -3,6 +3,7 @@
 use super::attention::{Attention, AttentionKind, kinds};
 use super::block::Join;
 use super::dense::Dense;
+use super::hidden::HostNorm;
 use super::loader::{LayerLoader, Loader};
 use super::norm::{Norm, NormKind};
 use crate::weights::Weights;
@@ -80,6 +81,8 @@ pub(crate) struct Decoder<B: Backend, L> {
     positions: Option<Dense<B>>,
     layers: Vec<L>,
     norm: Norm<B>,
+    /// The same, for hidden states.
+    host_norm: HostNorm,
     /// `None`: the embedding table is the output projection too.
     head: Option<Dense<B>>,
     head_bias: Vec<f32>,
@@ -140,18 +143,25 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             Some(Dense::new(all.backend, &[output], None)?)
         };
         let head_bias = all.vector_if_there("output.bias", vocab)?.unwrap_or_default();
+        let host_norm = HostNorm::load(&all, "output_norm", norm, hidden)?;
         let norm = all.norm("output_norm", norm, hidden)?;
         let cache_bytes = |layer: &mut L| backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
         let kv_bytes_per_token = layers.iter_mut().map(cache_bytes).sum();
         backend.check().map_err(runtime)?;
         Ok(Decoder {
-            shape: ModelShape { vocab_size: vocab, context_len: config.context_len, kv_bytes_per_token },
+            shape: ModelShape {
+                vocab_size: vocab,
+                hidden_size: hidden,
+                context_len: config.context_len,
+                kv_bytes_per_token,
+            },
             hidden_size: hidden,
             embedding,
             embedding_scale: config.embedding_scale.unwrap_or(1.0),
             positions,
             layers,
             norm,
+            host_norm,
             head,
             head_bias,
             logit_scale: config.logit_scale.unwrap_or(1.0),
@@ -258,6 +268,16 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         head.logits(backend, rows, logits, &self.head_bias);
         if self.logit_scale != 1.0 || self.logit_softcap.is_some() {
             backend.scale_logits(logits, self.logit_scale, self.logit_softcap);
+        }
+        self.backend.check().map_err(runtime)
+    }
+
+    fn hidden_states(&mut self, rows: &[u32], out: &mut Vec<f32>) -> Result<(), ModelError> {
+        for run in rows.chunk_by(|&row, &next| row + 1 == next) {
+            let first = run[0] as usize;
+            let mut states = self.backend.read(&self.buffers.residual, first..first + run.len());
+            states.chunks_exact_mut(self.hidden_size).for_each(|row| self.host_norm.apply(row));
+            out.append(&mut states);
         }
         self.backend.check().map_err(runtime)
     }

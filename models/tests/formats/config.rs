@@ -5,7 +5,8 @@ use std::path::Path;
 use crate::default_model;
 use crate::gguf_writer::{Gguf, Value};
 use rill_models::{
-    Activation, ChatTemplates, GgufFile, ModelConfig, ModelError, RopeConfig, RopeScaling, RopeStyle,
+    Activation, ChatTemplates, FillInTheMiddle, GgufFile, ModelConfig, ModelError, Pooling, RopeConfig,
+    RopeScaling, RopeStyle,
 };
 use serde_json::{Value as Json, json};
 
@@ -142,6 +143,35 @@ fn every_token_that_ends_a_turn_is_found() {
         .set("tokenizer.ggml.eot_token_id", Value::U32(1));
     // 4 is ordinary text that merely looks like a control token.
     assert_eq!(read(&file).unwrap().eos_token_ids, [3, 1, 2, 5]);
+}
+
+#[test]
+fn pooling_and_fill_in_the_middle() {
+    let plain = read(&gguf()).unwrap();
+    assert_eq!((plain.pooling, plain.fill_in_the_middle), (None, None));
+    for (number, expected) in
+        [(0, None), (1, Some(Pooling::Mean)), (2, Some(Pooling::Other)), (3, Some(Pooling::Last))]
+    {
+        let file = gguf().set("llama.pooling_type", Value::U32(number));
+        assert_eq!(read(&file).unwrap().pooling, expected, "{number}");
+    }
+    for keys in [["fim_pre", "fim_suf", "fim_mid"], ["prefix", "suffix", "middle"]] {
+        let set = |file: Gguf, (key, id): (&str, u32)| {
+            file.set(&format!("tokenizer.ggml.{key}_token_id"), Value::U32(id))
+        };
+        let two = set(set(gguf(), (keys[0], 5)), (keys[1], 7));
+        assert_eq!(read(&two).unwrap().fill_in_the_middle, None, "all three or none");
+        let expected = FillInTheMiddle { prefix: 5, suffix: 7, middle: 6 };
+        assert_eq!(read(&set(two, (keys[2], 6))).unwrap().fill_in_the_middle, Some(expected));
+    }
+    let pooled = read_dir_with(&[
+        ("config.json", llama_json().to_string()),
+        (
+            "1_Pooling/config.json",
+            r#"{"pooling_mode_cls_token":false,"pooling_mode_mean_tokens":true}"#.to_owned(),
+        ),
+    ]);
+    assert_eq!(pooled.unwrap().pooling, Some(Pooling::Mean));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::gguf_writer::{Gguf, Value};
 use proptest::prelude::*;
-use rill_models::{GgufFile, Tokenizer};
+use rill_models::{FillInTheMiddle, GgufFile, Tokenizer};
 use serde_json::{Value as Json, json};
 
 fn from_gguf(file: &Gguf) -> Result<Tokenizer, String> {
@@ -53,6 +53,32 @@ fn small_spm() -> Gguf {
 fn spelled(tokenizer: &Tokenizer, text: &str, add_special: bool, parse_special: bool) -> Vec<String> {
     let ids = tokenizer.encode(text, add_special, parse_special).unwrap();
     ids.iter().map(|&id| tokenizer.token_text(id).unwrap().to_owned()).collect()
+}
+
+#[test]
+fn fill_in_the_middle_tokens_are_known_by_their_spelling() {
+    let of = |pieces: &[(&str, f32, i32)]| {
+        let tokenizer = from_gguf(&spm(pieces)).unwrap();
+        let ends: Vec<String> = FillInTheMiddle::ends(&tokenizer)
+            .into_iter()
+            .map(|id| tokenizer.token_text(id).unwrap().to_owned())
+            .collect();
+        (FillInTheMiddle::of_vocabulary(&tokenizer).map(|found| [found.prefix, found.suffix, found.middle]), ends)
+    };
+    let control = |token: &'static str| (token, 0.0, CONTROL);
+    // The first piece has id 259.
+    for [prefix, suffix, middle, end] in [
+        ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<file_sep>"],
+        ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>"],
+        ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"],
+        ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", "<EOT>"],
+    ] {
+        let found = of(&[control(suffix), control(middle), control(end), control(prefix)]);
+        assert_eq!(found, (Some([262, 259, 260]), vec![end.to_owned()]), "{prefix}");
+    }
+    assert_eq!(of(&[control("<fim_prefix>"), control("<fim_suffix>")]).0, None);
+    let text = [("<fim_prefix>", 0.0, NORMAL), control("<fim_suffix>"), control("<fim_middle>")];
+    assert_eq!(of(&text).0, None, "one that is mere text");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 pub mod bench;
+pub mod keys;
 pub mod models;
 pub mod perplexity;
 pub mod serve;
@@ -21,6 +22,9 @@ struct Cli {
 pub enum Command {
     /// Load a model and answer requests.
     Serve(Box<serve::ServeFlags>),
+    /// Make API keys.
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Measure a server over HTTP beside others, and what this machine allows.
     Bench(Box<bench::BenchFlags>),
     /// Fetch, list or remove models.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::models::SourceFlags;
-use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, ReasoningParser, WeightBits};
+use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser, WeightBits};
 use crate::sampling_defaults::GenerationConfig;
 use crate::tools::ToolFormat;
 
@@ -60,9 +60,27 @@ pub struct ServeFlags {
     /// not depend on it.
     #[arg(long, env = "RILL_DRAFT_TOKENS", default_value_t = 8)]
     pub draft_tokens: usize,
+    /// Directory of a file that keeps KV-cache blocks evicted from memory, also over restarts.
+    #[arg(long, env = "RILL_KV_SPILL_PATH")]
+    pub kv_spill_path: Option<PathBuf>,
+    /// Size of that file, at most.
+    #[arg(long, env = "RILL_KV_SPILL_SIZE", default_value = "4GiB", requires = "kv_spill_path")]
+    pub kv_spill_size: String,
+    /// Answer GET /debug/engine, which tells the engine's queues, blocks and sequences.
+    #[arg(long, env = "RILL_DEBUG_ENDPOINTS")]
+    pub debug_endpoints: bool,
     /// Key that requests must carry as `Authorization: Bearer KEY`; several may be given.
     #[arg(long, env = "RILL_API_KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,
+    /// File of keys, one a line with its name and limits, as `rill keys new NAME` prints them; read again when it changes.
+    #[arg(long, env = "RILL_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Answer /metrics, /health and /ready at this port, and /metrics there alone; 0 takes a free one.
+    #[arg(long, env = "RILL_METRICS_PORT")]
+    pub metrics_port: Option<u16>,
+    /// Address of --metrics-port [default: that of --host].
+    #[arg(long, env = "RILL_METRICS_HOST")]
+    pub metrics_host: Option<String>,
     /// Web origin whose pages may call the API; several may be given, `*` is all [default: pages of this machine].
     #[arg(long, env = "RILL_CORS_ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
@@ -90,6 +108,9 @@ pub struct ServeFlags {
     /// How the model marks its thoughts [default: what its chat template shows]; `none` leaves them in the content.
     #[arg(long, env = "RILL_REASONING_PARSER", value_enum)]
     pub reasoning_parser: Option<ReasoningParser>,
+    /// What embeddings are made of [default: what the model's files say, or else `last`].
+    #[arg(long, env = "RILL_POOLING", value_enum)]
+    pub pooling: Option<PoolingFlag>,
     /// What to log to stderr: error, warn, info, debug, or per module as tracing's filters spell it.
     #[arg(long, env = "RILL_LOG", default_value = "info")]
     pub log: String,

@@ -3,6 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rill_engine::{FailureKind, SubmitError};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// An error on its way to the client.
@@ -20,18 +21,23 @@ pub struct ApiError {
     pub retry_after_s: Option<u32>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    error: Detail<'a>,
+/// The body of an error.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub struct ErrorBody<'a> {
+    pub error: ErrorDetail<'a>,
 }
 
-#[derive(Serialize)]
-struct Detail<'a> {
-    message: &'a str,
+#[derive(Serialize, JsonSchema)]
+pub struct ErrorDetail<'a> {
+    pub message: &'a str,
+    /// A coarse class, such as `invalid_request_error`.
     #[serde(rename = "type")]
-    kind: &'a str,
-    param: Option<&'a str>,
-    code: Option<&'a str>,
+    pub kind: &'a str,
+    /// The request field at fault.
+    pub param: Option<&'a str>,
+    /// A stable word for programs, such as `context_length_exceeded`.
+    pub code: Option<&'a str>,
 }
 
 impl ApiError {
@@ -65,8 +71,10 @@ impl ApiError {
         }
     }
 
-    /// 400: the prompt alone, or with what was asked for, is longer than the model's context.
-    pub fn context_length(param: &str, message: String) -> Self {
+    /// 400: the prompt alone, or with what was asked for, is longer than the model's context. Begins with OpenAI's own
+    /// words: clients that shorten their prompts look for them.
+    pub fn context_length(param: &str, context_len: usize, detail: &str) -> Self {
+        let message = format!("this model's maximum context length is {context_len} tokens; {detail}");
         ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
@@ -78,6 +86,15 @@ impl ApiError {
                 "authentication_error",
                 "a valid API key is needed: send it as `Authorization: Bearer KEY`".to_owned(),
             )
+        }
+    }
+
+    /// 429: the key's limit named by `kind` is reached; `None`: this request is above it whenever it comes.
+    pub fn rate_limited(kind: &'static str, message: String, retry_after_s: Option<u32>) -> Self {
+        ApiError {
+            code: Some("rate_limit_exceeded"),
+            retry_after_s,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, kind, message)
         }
     }
 
@@ -117,6 +134,19 @@ impl ApiError {
         )
     }
 
+    pub fn unsupported_coding(given: &str) -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            format!("the request body must be sent as it is, not in the content encoding {}", shorten(given)),
+        )
+    }
+
+    /// 400: the path is no text.
+    pub fn bad_path(reason: &str) -> Self {
+        Self::bad_request(format!("the path of the request makes no sense: {reason}"))
+    }
+
     pub fn body_too_large(limit: usize) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -142,6 +172,15 @@ impl ApiError {
         }
     }
 
+    /// 429: something bounded is full for the moment.
+    pub fn overloaded(message: &str) -> Self {
+        ApiError {
+            code: Some("queue_full"),
+            retry_after_s: Some(1),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message.to_owned())
+        }
+    }
+
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message.into())
     }
@@ -163,8 +202,8 @@ impl ApiError {
     /// The body: `{"error":{…}}`.
     pub fn to_json(&self) -> String {
         let detail =
-            Detail { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
-        serde_json::to_string(&Body { error: detail }).unwrap_or_default()
+            ErrorDetail { message: &self.message, kind: self.kind, param: self.param.as_deref(), code: self.code };
+        serde_json::to_string(&ErrorBody { error: detail }).unwrap_or_default()
     }
 }
 
@@ -172,11 +211,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. } => ApiError {
-                code: Some("queue_full"),
-                retry_after_s: Some(1),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message)
-            },
+            SubmitError::QueueFull { .. } | SubmitError::QueueTokensFull { .. } => Self::overloaded(&message),
             SubmitError::TooLarge { .. } => {
                 ApiError { code: Some("context_length_exceeded"), ..Self::bad_request(message) }
             }
@@ -193,6 +228,10 @@ impl IntoResponse for ApiError {
         let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after_s.is_none() {
+            // OpenAI's clients try a 429 again unless told not to.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -1,9 +1,12 @@
 //! Log-probability objects of the three kinds: completions' parallel arrays, chat's list, vLLM's prompt list.
 
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 /// Completions: parallel arrays, one entry a token.
-#[derive(Debug, Default, Clone, PartialEq, Serialize)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// Null for the first token of an echoed prompt, which nothing precedes.
@@ -15,7 +18,8 @@ pub struct CompletionLogprobs {
 
 /// Alternatives by text, most likely first. Not a `serde_json` map: that would print the very same number with more
 /// digits than `token_logprobs` does.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq, JsonSchema)]
+#[schemars(with = "BTreeMap<String, f32>")]
 pub struct TopLogprobs(pub Vec<(String, f32)>);
 
 impl Serialize for TopLogprobs {
@@ -25,13 +29,13 @@ impl Serialize for TopLogprobs {
 }
 
 /// Chat: one object a token.
-#[derive(Debug, Default, Clone, PartialEq, Serialize)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatToken>,
     pub refusal: Option<()>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ChatToken {
     pub token: String,
     pub logprob: f32,
@@ -39,7 +43,7 @@ pub struct ChatToken {
     pub top_logprobs: Vec<ChatTopToken>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ChatTopToken {
     pub token: String,
     pub logprob: f32,
@@ -47,7 +51,7 @@ pub struct ChatTopToken {
 }
 
 /// vLLM's `prompt_logprobs`: for each prompt token but the first, a map from token id to this.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct PromptLogprob {
     pub logprob: f32,
     /// 1 is the most likely; null where the token is not among the alternatives asked for.

@@ -3,14 +3,19 @@
 pub mod anthropic;
 pub mod chat;
 pub mod completion;
+pub mod debug;
+pub mod embeddings;
 pub mod error;
 pub mod logprobs;
 pub mod models;
+pub mod probes;
 pub mod prompt;
+pub mod render;
 pub mod responses;
 pub mod sampling;
 pub mod structured;
 pub mod tokenize;
+pub mod tools;
 pub mod unsupported;
 pub mod usage;
 

@@ -1,7 +1,9 @@
 //! `prompt` of completions: a string, several strings, token ids, or several lists of token ids.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 /// One prompt.
@@ -14,6 +16,25 @@ pub enum Prompt {
 /// All prompts of a request, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prompts(pub Vec<Prompt>);
+
+impl JsonSchema for Prompts {
+    fn schema_name() -> Cow<'static, str> {
+        "Prompts".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let text = json_schema!({"type": "string", "minLength": 1});
+        let ids = json_schema!({
+            "type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": u32::MAX}
+        });
+        json_schema!({"anyOf": [
+            text,
+            {"type": "array", "minItems": 1, "items": text},
+            ids,
+            {"type": "array", "minItems": 1, "items": ids},
+        ]})
+    }
+}
 
 impl<'de> Deserialize<'de> for Prompts {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

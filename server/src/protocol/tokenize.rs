@@ -1,11 +1,12 @@
-//! `/tokenize` and `/detokenize`, in vLLM's spelling.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's spelling.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::chat::Message;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct TokenizeRequest {
     pub model: Option<String>,
     /// This or `messages`.
@@ -17,10 +18,11 @@ pub struct TokenizeRequest {
     pub continue_final_message: Option<bool>,
     pub chat_template: Option<String>,
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    #[schemars(with = "Option<Vec<super::tools::ToolSchema>>")]
     pub tools: Option<Vec<Value>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct TokenizeResponse {
     pub count: usize,
     pub max_model_len: usize,
@@ -28,13 +30,22 @@ pub struct TokenizeResponse {
     pub token_strs: Option<Vec<String>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct DetokenizeRequest {
     pub model: Option<String>,
     pub tokens: Vec<u32>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct DetokenizeResponse {
     pub prompt: String,
+}
+
+/// What transformers keeps in a tokenizer's configuration.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TokenizerInfo {
+    pub bos_token: Option<String>,
+    pub eos_token: Option<String>,
+    pub chat_template: Option<String>,
+    pub model_max_length: usize,
 }

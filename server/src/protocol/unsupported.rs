@@ -27,8 +27,8 @@ const FIELDS: &[Field] = &[
     ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
     ("spaces_between_special_tokens", is_true),
+    ("service_tier", usual_tier),
     ("store", is_false),
-    ("suffix", empty),
     ("truncate_prompt_tokens", never),
     ("use_beam_search", is_false),
     ("verbosity", never),
@@ -49,6 +49,10 @@ fn is_true(value: &Value) -> bool {
 
 fn is_one(value: &Value) -> bool {
     value.as_f64() == Some(1.0)
+}
+
+fn usual_tier(value: &Value) -> bool {
+    value == "auto" || value == "default"
 }
 
 fn none_word(value: &Value) -> bool {
@@ -120,9 +124,10 @@ mod tests {
     fn asking_is_told_from_defaults() {
         for (json, expected) in [
             (r#"{"prompt":"x","unknown":[1,{}]}"#, None),
-            (r#"{"suffix":null}"#, None),
-            (r#"{"suffix":""}"#, None),
-            (r#"{"suffix":"x"}"#, Some("suffix")),
+            (r#"{"audio":null}"#, None),
+            (r#"{"functions":[]}"#, None),
+            (r#"{"service_tier":"auto"}"#, None),
+            (r#"{"service_tier":"flex"}"#, Some("service_tier")),
             (r#"{"use_beam_search":false}"#, None),
             (r#"{"use_beam_search":true}"#, Some("use_beam_search")),
             (r#"{"functions":[{"name":"f"}]}"#, Some("functions")),
@@ -131,7 +136,7 @@ mod tests {
             (r#"{"prediction":{"type":"content","content":""}}"#, Some("prediction")),
             (r#"{"length_penalty":1}"#, None),
             (r#"{"length_penalty":0.5}"#, Some("length_penalty")),
-            (r#"{"audio":{"voice":"x"},"suffix":"y"}"#, Some("audio")),
+            (r#"{"audio":{"voice":"x"},"functions":[1]}"#, Some("audio")),
         ] {
             check(json, expected);
         }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use axum::{Extension, Json};
 
 use super::{new_id, parse_generation};
 use crate::app::{AppState, unix_seconds};
+use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::chat_request::ChatRequest;
 use crate::event_stream;
@@ -16,11 +16,13 @@ use crate::generation::finish_reason;
 use crate::logprob_format;
 use crate::protocol::ApiError;
 use crate::protocol::chat::{ChatChoice, ChatFields, ChatResponse};
+use crate::protocol::render::RenderedChat;
 use crate::protocol::usage::UsageBody;
 use crate::sse::{FrameWriter, StreamHead, StreamKind};
 
 pub async fn chat_completions(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = state.enter()?;
@@ -30,7 +32,7 @@ pub async fn chat_completions(
     let n = chat.options.n;
     let id = new_id("chatcmpl")?;
     let created_s = unix_seconds();
-    let generation = chat.submit(&serving)?;
+    let generation = chat.submit(&serving, &caller)?;
     let ChatRequest { model, options, answers, .. } = chat;
     let top_logprobs = chat.top_logprobs.map(|top| top as usize);
     if options.stream {
@@ -64,6 +66,7 @@ pub async fn chat_completions(
         created: created_s,
         model: &model,
         system_fingerprint: &serving.fingerprint,
+        service_tier: "default",
         choices,
         usage,
         prompt_logprobs,
@@ -75,13 +78,11 @@ pub async fn chat_completions(
 pub async fn render(
     State(state): State<Arc<AppState>>,
     JsonBytes(body): JsonBytes,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<RenderedChat>, ApiError> {
     let serving = state.serving()?.clone();
     let (shared, own) = parse_generation::<ChatFields>(&body)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
     let prompt = serving.tokenizer().decode(&chat.ids, false);
-    Ok(Json(json!({
-        "model": chat.model, "prompt": prompt, "token_ids": chat.ids, "count": chat.ids.len(),
-        "max_tokens": chat.max_tokens,
-    })))
+    let (count, max_tokens) = (chat.ids.len(), chat.max_tokens);
+    Ok(Json(RenderedChat { model: chat.model, prompt, token_ids: chat.ids, count, max_tokens }))
 }

@@ -2,26 +2,30 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use rill_engine::{FinishReason, Usage};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::new_id;
 use crate::anthropic_request::to_chat;
 use crate::anthropic_stream::MessageFrames;
 use crate::app::AppState;
+use crate::auth::Caller;
 use crate::body::{JsonBytes, parse};
 use crate::chat_request::ChatRequest;
 use crate::event_stream;
 use crate::generation::finish_reason;
 use crate::protocol::ApiError;
-use crate::protocol::anthropic::{BlockOut, MessageOut, MessagesRequest, MessagesUsage};
+use crate::protocol::anthropic::{
+    BlockOut, MessageOut, MessagesErrorBody, MessagesErrorDetail, MessagesRequest, MessagesUsage, TokenCount,
+};
 
 pub async fn messages(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     body: Result<JsonBytes, ApiError>,
 ) -> Result<Response, MessagesError> {
     let (serving, in_flight) = state.enter()?;
@@ -30,7 +34,7 @@ pub async fn messages(
     let (shared, own) = to_chat(request, false)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
     let id = new_id("msg")?;
-    let generation = chat.submit(&serving)?;
+    let generation = chat.submit(&serving, &caller)?;
     if chat.options.stream {
         let frames = MessageFrames::new(&id, &chat.model, chat.ids.len(), chat.answers.reader(0), stop);
         return Ok(event_stream::respond(generation, frames, in_flight, state.keep_alive()).await?);
@@ -76,12 +80,12 @@ pub async fn messages(
 pub async fn count_tokens(
     State(state): State<Arc<AppState>>,
     body: Result<JsonBytes, ApiError>,
-) -> Result<Json<Value>, MessagesError> {
+) -> Result<Json<TokenCount>, MessagesError> {
     let serving = state.serving()?.clone();
     let request: MessagesRequest = parse(&body?.0)?;
     let (shared, own) = to_chat(request, true)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
-    Ok(Json(json!({"input_tokens": chat.ids.len()})))
+    Ok(Json(TokenCount { input_tokens: chat.ids.len() }))
 }
 
 /// `usage` in Anthropic's terms, which count what came from the cache apart.
@@ -113,7 +117,7 @@ impl StopWords {
 pub struct MessagesError(pub ApiError);
 
 impl MessagesError {
-    pub fn to_json(&self) -> Value {
+    pub fn body(&self) -> MessagesErrorBody<'_> {
         let kind = match self.0.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::NOT_FOUND => "not_found_error",
@@ -123,7 +127,7 @@ impl MessagesError {
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };
-        json!({"type": "error", "error": {"type": kind, "message": self.0.message}})
+        MessagesErrorBody { kind: "error", error: MessagesErrorDetail { kind, message: &self.0.message } }
     }
 }
 
@@ -135,7 +139,7 @@ impl From<ApiError> for MessagesError {
 
 impl IntoResponse for MessagesError {
     fn into_response(self) -> Response {
-        let body = Json(self.to_json());
+        let body = Json(self.body()).into_response().into_body();
         // Status, Retry-After and the like are those of OpenAI's shape.
         let (mut parts, _) = self.0.into_response().into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);

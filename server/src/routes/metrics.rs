@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::header;
@@ -10,6 +11,8 @@ use axum::response::IntoResponse;
 use rill_engine::{Health, HistogramSnapshot, Outcome, Stats};
 
 use crate::app::{AppState, Serving, unix_seconds};
+use crate::auth::ApiKeys;
+use crate::auth::account::{Account, Limit};
 
 pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
     let mut page = Page::default();
@@ -17,10 +20,42 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
     page.sample("rill_ready", "", u64::from(state.ready().is_ok()));
     page.family("rill_http_requests_in_flight", "gauge", "Generation requests being answered");
     page.sample("rill_http_requests_in_flight", "", state.drain().in_flight());
+    if state.keys().required() {
+        keys(&mut page, state.keys());
+    }
     if let Ok(serving) = state.serving() {
         engine(&mut page, serving);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page.text)
+}
+
+/// One series a name of a key: the operator's own, not what requests bring.
+fn keys(page: &mut Page, keys: &ApiKeys) {
+    page.family("rill_unauthorized_requests_total", "counter", "Requests without a valid key");
+    page.sample("rill_unauthorized_requests_total", "", keys.refused());
+    let accounts = keys.accounts();
+    let mut each = |name: &str, kind: &str, help: &str, value: &dyn Fn(&Account) -> u64| {
+        page.family(name, kind, help);
+        for account in &accounts {
+            page.sample(name, &format!("key=\"{}\"", escaped(account.name())), value(account));
+        }
+    };
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    each("rill_key_requests_in_flight", "gauge", "Requests under way", &|account| account.in_flight());
+    each("rill_key_requests_total", "counter", "Requests taken", &|account| get(&account.counters.requests));
+    each("rill_key_prompt_tokens_total", "counter", "Prompt tokens of ended requests", &|account| {
+        get(&account.counters.prompt_tokens)
+    });
+    each("rill_key_generation_tokens_total", "counter", "Tokens generated in ended requests", &|account| {
+        get(&account.counters.generation_tokens)
+    });
+    page.family("rill_key_limited_total", "counter", "Requests refused, by the limit they ran into");
+    for account in &accounts {
+        for limit in Limit::ALL {
+            let labels = format!("key=\"{}\",limit=\"{}\"", escaped(account.name()), limit.label());
+            page.sample("rill_key_limited_total", &labels, account.counters.limited(limit));
+        }
+    }
 }
 
 fn engine(page: &mut Page, serving: &Serving) {
@@ -39,6 +74,11 @@ fn engine(page: &mut Page, serving: &Serving) {
     page.own("kv_blocks_free", "gauge", "Blocks that hold nothing", &model, stats.blocks_free());
     page.own("kv_blocks_cached", "gauge", "Blocks held for reuse alone", &model, stats.blocks_cached());
     page.own("kv_blocks_held", "gauge", "Blocks sequences hold", &model, stats.blocks_held());
+    page.own("forks_total", "counter", "Choices that shared another's prompt", &model, stats.forks.get());
+    page.own("kv_block_copies_total", "counter", "Shared blocks copied", &model, stats.block_copies.get());
+    page.own("kv_blocks_spilled_total", "counter", "Evicted blocks kept", &model, stats.blocks_spilled.get());
+    page.own("kv_blocks_restored_total", "counter", "Blocks read back", &model, stats.blocks_restored.get());
+    page.own("kv_blocks_lost_total", "counter", "Kept blocks missing or damaged", &model, stats.blocks_lost.get());
     page.own("steps_total", "counter", "Engine steps", &model, stats.steps.get());
 
     let cache = format!(

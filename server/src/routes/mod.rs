@@ -2,6 +2,9 @@
 
 pub mod chat;
 pub mod completions;
+pub mod debug;
+pub mod docs;
+pub mod embeddings;
 pub mod health;
 pub mod messages;
 pub mod metrics;
@@ -10,6 +13,10 @@ pub mod responses;
 pub mod tokenize;
 pub mod ui;
 
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use rill_engine::{GenerateRequest, Grammar};
 use serde::de::DeserializeOwned;
 
@@ -17,10 +24,25 @@ use crate::app::Serving;
 use crate::body::parse;
 use crate::prompt::PromptError;
 use crate::protocol::ApiError;
+use crate::protocol::prompt::Prompt;
 use crate::protocol::sampling::SharedFields;
 use crate::protocol::unsupported::UnsupportedField;
 use crate::structured;
 use crate::validate::{self, SharedOptions};
+
+/// The id at the end of a path.
+pub struct PathId(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(id)) => Ok(PathId(id)),
+            Err(error) => Err(ApiError::bad_path(&error.body_text())),
+        }
+    }
+}
 
 /// Text up to this long is tokenised where the request is handled: handing it to another thread costs as much.
 const INLINE_BYTES_MAX: usize = 2048;
@@ -49,6 +71,42 @@ pub(crate) async fn over_text<T: Send + 'static>(
     })
 }
 
+/// Each prompt's text, if it came as text, and its ids.
+async fn encode_prompts(
+    param: &'static str,
+    serving: &Arc<Serving>,
+    prompts: Vec<Prompt>,
+    add_special: bool,
+) -> Result<Vec<(Option<String>, Vec<u32>)>, ApiError> {
+    let bytes = prompts
+        .iter()
+        .map(|prompt| match prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Tokens(_) => 0,
+        })
+        .sum();
+    let serving = serving.clone();
+    over_text(bytes, move || {
+        prompts
+            .into_iter()
+            .map(|prompt| match prompt {
+                Prompt::Text(text) => {
+                    let ids = serving
+                        .prompts
+                        .encode_text(&text, add_special)
+                        .map_err(|error| prompt_error(param, error))?;
+                    Ok((Some(text), ids))
+                }
+                Prompt::Tokens(ids) => {
+                    validate::prompt_ids(param, &ids, &serving.limits())?;
+                    Ok((None, ids))
+                }
+            })
+            .collect()
+    })
+    .await?
+}
+
 /// A new object id, such as `cmpl-9f86d081884c7d65`.
 fn new_id(prefix: &str) -> Result<String, ApiError> {
     let random = getrandom::u64()
@@ -58,7 +116,9 @@ fn new_id(prefix: &str) -> Result<String, ApiError> {
 
 pub(crate) fn prompt_error(param: &str, error: PromptError) -> ApiError {
     match error {
-        PromptError::TooLong { .. } => ApiError::context_length(param, error.to_string()),
+        PromptError::TooLong { context_len, .. } => {
+            ApiError::context_length(param, context_len, &error.to_string())
+        }
         PromptError::Template(_) | PromptError::Tokenizer(_) => ApiError::invalid(param, error.to_string()),
     }
 }
@@ -93,6 +153,7 @@ pub(crate) fn choices_of<'a>(
             prompt_logprobs,
             priority: options.priority,
             cache_salt: options.cache_salt.clone(),
+            // Whoever submits it says.
             tenant: None,
             grammar: grammar.cloned(),
         }

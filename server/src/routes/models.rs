@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 
+use super::PathId;
 use crate::app::{AppState, Serving};
 use crate::protocol::ApiError;
 use crate::protocol::models::{ModelCard, ModelList};
@@ -15,7 +16,7 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Result<Json<ModelList>,
     Ok(Json(ModelList { object: "list", data }))
 }
 
-pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+pub async fn one(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<ModelCard>, ApiError> {
     let serving = state.ready()?;
     let name = serving.model_name(Some(&id))?;
     Ok(Json(card(serving, name)))

@@ -2,25 +2,27 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde_json::{Map, Value, json};
 
-use super::new_id;
+use super::{PathId, new_id};
 use crate::app::{AppState, unix_seconds};
+use crate::auth::Caller;
 use crate::body::{JsonBytes, parse};
 use crate::chat_request::ChatRequest;
 use crate::event_stream;
 use crate::protocol::ApiError;
 use crate::protocol::error::shorten;
-use crate::protocol::responses::ResponsesRequest;
+use crate::protocol::responses::{DeletedResponse, ResponseHead, ResponsesRequest};
 use crate::response_output::ResponseWriter;
 use crate::responses_request::to_chat;
 
 pub async fn responses(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (serving, in_flight) = state.enter()?;
@@ -32,7 +34,7 @@ pub async fn responses(
     };
     let (shared, own, turns) = to_chat(&request, earlier)?;
     let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
-    let generation = chat.submit(&serving)?;
+    let generation = chat.submit(&serving, &caller)?;
     let store = request.store.unwrap_or(true);
     let head = head(&request, &chat.model)?;
     let mut writer = ResponseWriter::new(
@@ -55,15 +57,18 @@ pub async fn responses(
     Ok(Json(writer.end(outcome.reason, outcome.usage)).into_response())
 }
 
-pub async fn one(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn one(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<Value>, ApiError> {
     state.responses().get(&id).map(|kept| Json(kept.response)).ok_or_else(|| not_found("response_id", &id))
 }
 
-pub async fn delete(State(state): State<Arc<AppState>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub async fn delete(
+    State(state): State<Arc<AppState>>,
+    PathId(id): PathId,
+) -> Result<Json<DeletedResponse>, ApiError> {
     if !state.responses().delete(&id) {
         return Err(not_found("response_id", &id));
     }
-    Ok(Json(json!({"id": id, "object": "response", "deleted": true})))
+    Ok(Json(DeletedResponse { id, object: "response", deleted: true }))
 }
 
 fn not_found(param: &str, id: &str) -> ApiError {
@@ -84,33 +89,34 @@ fn head(request: &ResponsesRequest, model: &str) -> Result<Map<String, Value>, A
         Some(format) => json!({"type": format.kind}),
         None => json!({"type": "text"}),
     };
-    let response = json!({
-        "id": new_id("resp")?.replacen('-', "_", 1),
-        "object": "response",
-        "created_at": unix_seconds(),
-        "status": "in_progress",
-        "background": false,
-        "error": null,
-        "incomplete_details": null,
-        "instructions": request.instructions,
-        "max_output_tokens": request.max_output_tokens,
-        "model": model,
-        "output": [],
-        "parallel_tool_calls": request.parallel_tool_calls.unwrap_or(true),
-        "previous_response_id": request.previous_response_id,
-        "reasoning": {"effort": null, "summary": null},
-        "store": request.store.unwrap_or(true),
-        "temperature": request.temperature.unwrap_or(1.0),
-        "text": {"format": format},
-        "tool_choice": request.tool_choice.clone().unwrap_or_else(|| json!("auto")),
-        "tools": request.tools.clone().unwrap_or_default(),
-        "top_p": request.top_p.unwrap_or(1.0),
-        "truncation": "disabled",
-        "usage": null,
-        "user": request.user,
-        "metadata": request.metadata.clone().unwrap_or_default(),
-    });
-    match response {
+    let response = ResponseHead {
+        id: new_id("resp")?.replacen('-', "_", 1),
+        object: "response",
+        created_at: unix_seconds(),
+        status: "in_progress",
+        background: false,
+        error: None,
+        incomplete_details: None,
+        instructions: request.instructions.as_deref(),
+        max_output_tokens: request.max_output_tokens,
+        model,
+        output: Vec::new(),
+        parallel_tool_calls: request.parallel_tool_calls.unwrap_or(true),
+        previous_response_id: request.previous_response_id.as_deref(),
+        reasoning: Map::from_iter([("effort".to_owned(), Value::Null), ("summary".to_owned(), Value::Null)]),
+        service_tier: "default",
+        store: request.store.unwrap_or(true),
+        temperature: request.temperature.unwrap_or(1.0),
+        text: Map::from_iter([("format".to_owned(), format)]),
+        tool_choice: request.tool_choice.clone().unwrap_or_else(|| json!("auto")),
+        tools: request.tools.clone().unwrap_or_default(),
+        top_p: request.top_p.unwrap_or(1.0),
+        truncation: "disabled",
+        usage: None,
+        user: request.user.as_deref(),
+        metadata: request.metadata.clone().unwrap_or_default(),
+    };
+    match json!(response) {
         Value::Object(fields) => Ok(fields),
         _ => Err(ApiError::internal("a response is an object")),
     }

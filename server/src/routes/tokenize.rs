@@ -1,4 +1,4 @@
-//! `POST /tokenize` and `/detokenize`.
+//! `POST /tokenize` and `/detokenize`, and `GET /tokenizer_info`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use crate::app::AppState;
 use crate::body::{JsonBytes, parse};
 use crate::chat_request::{ChatPrompt, ChatPromptFields};
 use crate::protocol::ApiError;
-use crate::protocol::tokenize::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use crate::protocol::tokenize::{
+    DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse, TokenizerInfo,
+};
 use crate::validate;
 
 pub async fn tokenize(
@@ -48,6 +50,19 @@ pub async fn tokenize(
         tokens.iter().map(text).collect()
     });
     Ok(Json(TokenizeResponse { count: tokens.len(), max_model_len: serving.context_len(), tokens, token_strs }))
+}
+
+/// With it clients such as lm-eval need no tokenizer of their own.
+pub async fn info(State(state): State<Arc<AppState>>) -> Result<Json<TokenizerInfo>, ApiError> {
+    let serving = state.serving()?;
+    let tokenizer = serving.tokenizer();
+    let spelling = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+    Ok(Json(TokenizerInfo {
+        bos_token: tokenizer.bos_token_id().map(spelling),
+        eos_token: tokenizer.eos_token_id().or(serving.eos_token_ids.first().copied()).map(spelling),
+        chat_template: serving.template.as_ref().map(|template| template.source().to_owned()),
+        model_max_length: serving.context_len(),
+    }))
 }
 
 pub async fn detokenize(

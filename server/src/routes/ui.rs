@@ -8,5 +8,10 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub async fn page() -> impl IntoResponse {
-    ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(include_str!("../ui/index.html")))
+    static_page(include_str!("../ui/index.html"))
+}
+
+/// A page that needs nothing from elsewhere.
+pub fn static_page(html: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(html))
 }

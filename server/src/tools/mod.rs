@@ -9,6 +9,6 @@ pub mod parser;
 pub mod prompt;
 pub mod pythonic;
 
-pub use choice::{Tool, ToolChoice, Tools};
+pub use choice::{TOOLS_MAX, Tool, ToolChoice, Tools};
 pub use format::ToolFormat;
 pub use parser::{ToolDelta, ToolParser};

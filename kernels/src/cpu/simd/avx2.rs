@@ -226,12 +226,32 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         Two(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        Two(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast()))
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, v: Self::I) {
+        _mm256_storeu_si256(p.cast(), v.0);
+        _mm256_storeu_si256(p.add(8).cast(), v.1);
+    }
+    #[inline(always)]
+    unsafe fn mul_add_i16(a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        // The upper half of every lane of `a` is zero.
+        let one = |a, b, c| _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+        Two(one(a.0, b.0, c.0), one(a.1, b.1, c.1))
+    }
+    #[inline(always)]
     unsafe fn to_f(v: Self::I) -> Self::F {
         both!(_mm256_cvtepi32_ps(v))
     }
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> Self::B {
         Two(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()))
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, v: Self::B) {
+        _mm256_storeu_si256(p.cast(), v.0);
+        _mm256_storeu_si256(p.add(32).cast(), v.1);
     }
     #[inline(always)]
     unsafe fn splat_b(p: *const u8) -> Self::B {

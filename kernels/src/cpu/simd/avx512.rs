@@ -133,12 +133,29 @@ impl Simd for Avx512 {
         _mm512_set1_epi32(x)
     }
     #[inline(always)]
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_i(p: *mut i32, v: Self::I) {
+        _mm512_storeu_si512(p.cast(), v);
+    }
+    #[inline(always)]
+    unsafe fn mul_add_i16(a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        // The upper half of every lane of `a` is zero.
+        _mm512_dpwssd_epi32(c, a, b)
+    }
+    #[inline(always)]
     unsafe fn to_f(v: Self::I) -> Self::F {
         _mm512_cvtepi32_ps(v)
     }
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> Self::B {
         _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_b(p: *mut u8, v: Self::B) {
+        _mm512_storeu_si512(p.cast(), v);
     }
     #[inline(always)]
     unsafe fn splat_b(p: *const u8) -> Self::B {

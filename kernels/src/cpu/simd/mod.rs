@@ -7,12 +7,16 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
 /// Lanes of every vector type here.
@@ -27,13 +31,17 @@ pub enum Isa {
     AvxVnni,
     /// AVX2 with FMA and F16C (Haswell, Zen 1 and later).
     Avx2,
+    /// NEON with byte dot products (Armv8.2: Neoverse N1, Apple M1 and later).
+    NeonDot,
+    /// NEON, on any 64-bit ARM.
+    Neon,
     /// Plain Rust, any architecture.
     Portable,
 }
 
 impl Isa {
     /// Fastest first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 6] = [Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::NeonDot, Isa::Neon, Isa::Portable];
 
     /// The fastest one this processor runs.
     pub fn detect() -> Isa {
@@ -57,12 +65,23 @@ impl Isa {
             }
             Isa::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
             Isa::Avx2 => avx2,
+            Isa::NeonDot | Isa::Neon => false,
             Isa::Portable => true,
         }
     }
 
     /// Whether this processor can run it.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub fn available(self) -> bool {
+        match self {
+            Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            Isa::Neon | Isa::Portable => true,
+            _ => false,
+        }
+    }
+
+    /// Whether this processor can run it.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn available(self) -> bool {
         self == Isa::Portable
     }
@@ -72,6 +91,8 @@ impl Isa {
             Isa::Avx512 => "AVX-512 VNNI/BF16",
             Isa::AvxVnni => "AVX2/FMA with AVX-VNNI",
             Isa::Avx2 => "AVX2/FMA",
+            Isa::NeonDot => "NEON with dot products",
+            Isa::Neon => "NEON",
             Isa::Portable => "portable",
         }
     }
@@ -128,12 +149,20 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_u8(p: *mut u8, v: Self::F);
 
     unsafe fn isplat(x: i32) -> Self::I;
+    /// Reads 16 i32.
+    unsafe fn load_i(p: *const i32) -> Self::I;
+    /// Writes 16 i32.
+    unsafe fn store_i(p: *mut i32, v: Self::I);
+    /// `a * b + c` where lanes of `a` are within [0, 2^15) and those of `b` within [-2^15, 2^15).
+    unsafe fn mul_add_i16(a: Self::I, b: Self::I, c: Self::I) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;
 
     /// Has the line at `p`, which may be any address, brought near.
     unsafe fn prefetch(p: *const u8);
     /// Reads 64 bytes.
     unsafe fn load_b(p: *const u8) -> Self::B;
+    /// Writes 64 bytes.
+    unsafe fn store_b(p: *mut u8, v: Self::B);
     /// Reads 4 bytes into every lane.
     unsafe fn splat_b(p: *const u8) -> Self::B;
     /// Low four bits of every byte.
@@ -180,6 +209,10 @@ macro_rules! dispatch {
             $crate::cpu::simd::Isa::AvxVnni => avx_vnni($($arg),*),
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::simd::Isa::Avx2 => avx2($($arg),*),
+            #[cfg(target_arch = "aarch64")]
+            $crate::cpu::simd::Isa::NeonDot => $name::<$crate::cpu::simd::Neon<true>>($($arg),*),
+            #[cfg(target_arch = "aarch64")]
+            $crate::cpu::simd::Isa::Neon => $name::<$crate::cpu::simd::Neon<false>>($($arg),*),
             _ => $name::<$crate::cpu::simd::Portable>($($arg),*),
         }
     }};

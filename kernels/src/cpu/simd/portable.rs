@@ -114,12 +114,27 @@ impl Simd for Portable {
     unsafe fn isplat(x: i32) -> Self::I {
         [x; LANES]
     }
+    unsafe fn load_i(p: *const i32) -> Self::I {
+        // SAFETY: the caller gives 16 readable i32.
+        unsafe { p.cast::<Self::I>().read_unaligned() }
+    }
+    unsafe fn store_i(p: *mut i32, v: Self::I) {
+        // SAFETY: the caller gives 16 writable i32.
+        unsafe { p.cast::<Self::I>().write_unaligned(v) }
+    }
+    unsafe fn mul_add_i16(a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
     unsafe fn to_f(v: Self::I) -> Self::F {
         v.map(|x| x as f32)
     }
     unsafe fn load_b(p: *const u8) -> Self::B {
         // SAFETY: the caller gives 64 readable bytes.
         unsafe { p.cast::<Self::B>().read_unaligned() }
+    }
+    unsafe fn store_b(p: *mut u8, v: Self::B) {
+        // SAFETY: the caller gives 64 writable bytes.
+        unsafe { p.cast::<Self::B>().write_unaligned(v) }
     }
     unsafe fn splat_b(p: *const u8) -> Self::B {
         // SAFETY: the caller gives 4 readable bytes.

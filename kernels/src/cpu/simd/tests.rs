@@ -49,11 +49,17 @@ unsafe fn everything<S: Simd>(operands: Operands<'_>) {
         }
         bits(S::splat(S::reduce_add(a)));
         bits(S::splat(S::reduce_max(a)));
+        let s_first = s[0];
         let (u, w) = (S::load_b(u.as_ptr()), S::load_b(s.as_ptr()));
         bits(S::to_f(S::dot(S::isplat(7), u, w)));
         bits(S::to_f(S::dot(S::isplat(-9), u, S::splat_b(s.as_ptr().add(5)))));
         bits(S::to_f(S::dot_low(S::isplat(3), S::low_nibbles(u), w)));
         bits(S::to_f(S::dot_low(S::isplat(3), S::high_nibbles(u), w)));
+        let (counts, shifts) =
+            (S::dot(S::isplat(0), u, S::splat_b([1; 4].as_ptr())), S::isplat(-(i32::from(s_first))));
+        let mut lanes = [0_i32; LANES];
+        S::store_i(lanes.as_mut_ptr(), S::mul_add_i16(counts, shifts, S::isplat(77)));
+        bits(S::to_f(S::load_i(lanes.as_ptr())));
         let mut words = [0_u16; 32];
         S::store_bf16(words.as_mut_ptr(), a);
         S::store_bf16(words.as_mut_ptr().add(16), b);

@@ -1,6 +1,6 @@
 """langchain's chat models over rill: text, streams, structured output and tools, through each of the APIs they speak.
 
-usage: frameworks.py BASE_URL      (BASE_URL without /v1; prints a transcript; exit 0 if everything held)
+usage: langchain_client.py BASE_URL      (BASE_URL without /v1; prints a transcript; exit 0 if everything held)
 """
 import sys
 import typing
