@@ -17,6 +17,6 @@ pub use backend::{
 };
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use low_rank::{LowRank, LowRankUpdate};
-pub use packed::{PackError, Stored};
+pub use packed::{PackError, Stored, packed_bytes};
 pub use pool::Pool;
 pub use quants::{DTYPES, Dtype, dequantize};

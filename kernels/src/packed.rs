@@ -18,7 +18,7 @@
 use crate::cpu::simd::LANES;
 use crate::memory::{Buffer, Shared};
 use crate::pool::Pool;
-use crate::quants::{Dtype, dequantize_block, k_scale_min};
+use crate::quants::{Dtype, dequantize_block, k_scale_min, mx_scale};
 use half::f16;
 
 /// Rows a tile.
@@ -92,6 +92,18 @@ impl<'a> Stored<'a> {
         let bytes = self.data.len() / self.rows;
         &self.data[row * bytes..(row + 1) * bytes]
     }
+}
+
+/// Bytes a matrix takes once it is packed: what [`Packed::bytes`] says of it.
+pub fn packed_bytes(dtype: Dtype, rows: usize, cols: usize) -> u64 {
+    let row = match dtype {
+        Dtype::F32 => 4 * cols,
+        Dtype::F16 => 2 * cols,
+        Dtype::BF16 => 2 * cols.next_multiple_of(2),
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => cols / GROUP * 20,
+        _ => cols / GROUP * 34,
+    };
+    rows.next_multiple_of(TILE_ROWS) as u64 * row as u64
 }
 
 impl Packed {
@@ -293,6 +305,12 @@ fn for_each_group(dtype: Dtype, row: &[u8], mut put: impl FnMut(usize, Group)) {
                 dequantize_block(dtype, block, &mut values[..GROUP]);
                 put(index, exact_eight(d, &values[..GROUP]));
             }
+            Dtype::MXFP4 => {
+                let (scale, values) = (mx_scale(block[0]), &mut values[..GROUP]);
+                dequantize_block(dtype, block, values);
+                let d = f16::from_f32(scale);
+                put(index, if d.to_f32() == scale { exact_eight(d, values) } else { nearest_eight(values) });
+            }
             _ => {
                 let len = dtype.block_len();
                 dequantize_block(dtype, block, &mut values[..len]);
@@ -317,4 +335,23 @@ fn nearest_eight(values: &[f32]) -> Group {
     let inverse = if d.to_f32() > 0.0 { 1.0 / d.to_f32() } else { 0.0 };
     let codes = std::array::from_fn(|k| (values[k] * inverse).round_ties_even().clamp(-127.0, 127.0) as i8);
     Group::Eight { d, codes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quants::DTYPES;
+
+    #[test]
+    fn bytes_are_known_beforehand() {
+        let mut pool = Pool::new(1);
+        for dtype in DTYPES {
+            for (rows, cols) in [(1, 256), (16, 512), (45, 768)] {
+                let data = vec![0; rows * dtype.row_bytes(cols).expect("whole blocks")];
+                let packed = Packed::new(Stored { dtype, rows, cols, data: &data }, &mut pool);
+                assert_eq!(packed_bytes(dtype, rows, cols), packed.bytes() as u64, "{dtype:?} {rows} × {cols}");
+            }
+        }
+        assert_eq!(packed_bytes(Dtype::BF16, 1, 5), 16 * 6 * 2);
+    }
 }

@@ -23,10 +23,11 @@ pub enum Dtype {
     Q6_K,
     IQ4_NL,
     IQ4_XS,
+    MXFP4,
 }
 
 /// Every type there is, for tests and error messages.
-pub const DTYPES: [Dtype; 15] = [
+pub const DTYPES: [Dtype; 16] = [
     Dtype::F32,
     Dtype::F16,
     Dtype::BF16,
@@ -42,6 +43,7 @@ pub const DTYPES: [Dtype; 15] = [
     Dtype::Q6_K,
     Dtype::IQ4_NL,
     Dtype::IQ4_XS,
+    Dtype::MXFP4,
 ];
 
 /// The sixteen values of IQ4_NL and IQ4_XS.
@@ -66,6 +68,7 @@ impl Dtype {
             Dtype::Q6_K => "Q6_K",
             Dtype::IQ4_NL => "IQ4_NL",
             Dtype::IQ4_XS => "IQ4_XS",
+            Dtype::MXFP4 => "MXFP4",
         }
     }
 
@@ -78,7 +81,9 @@ impl Dtype {
     pub fn block_len(self) -> usize {
         match self {
             Dtype::F32 | Dtype::F16 | Dtype::BF16 => 1,
-            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::IQ4_NL => 32,
+            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::IQ4_NL | Dtype::MXFP4 => {
+                32
+            }
             _ => 256,
         }
     }
@@ -99,6 +104,7 @@ impl Dtype {
             Dtype::Q5_K => 176,
             Dtype::Q6_K => 210,
             Dtype::IQ4_XS => 136,
+            Dtype::MXFP4 => 17,
         }
     }
 
@@ -107,6 +113,14 @@ impl Dtype {
         let blocks = cols.is_multiple_of(self.block_len()).then_some(cols / self.block_len())?;
         blocks.checked_mul(self.block_bytes())
     }
+}
+
+/// Twice the sixteen values of a 4-bit float, E2M1 (OCP Microscaling Formats, 2023).
+const MX_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The power of two an MXFP4 block's first byte stands for, halved as the values are doubled.
+pub(crate) fn mx_scale(exponent: u8) -> f32 {
+    (f64::from(exponent) - 128.0).exp2() as f32
 }
 
 fn half_at(block: &[u8], offset: usize) -> f32 {
@@ -235,6 +249,13 @@ pub fn dequantize_block(dtype: Dtype, block: &[u8], out: &mut [f32]) {
                     group[i] = scale * f32::from(IQ4_VALUES[usize::from(b & 15)]);
                     group[i + 16] = scale * f32::from(IQ4_VALUES[usize::from(b >> 4)]);
                 }
+            }
+        }
+        Dtype::MXFP4 => {
+            let scale = mx_scale(block[0]);
+            for (i, &b) in block[1..17].iter().enumerate() {
+                out[i] = scale * f32::from(MX_VALUES[usize::from(b & 15)]);
+                out[i + 16] = scale * f32::from(MX_VALUES[usize::from(b >> 4)]);
             }
         }
     }

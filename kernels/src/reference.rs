@@ -26,7 +26,7 @@ pub fn weights(stored: Stored<'_>) -> Vec<Sum> {
     dequantize(stored.dtype, stored.data, &mut values);
     let exact = |x: f32| Sum { value: f64::from(x), magnitude: f64::from(x).abs() };
     match stored.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::Q8_0 | Dtype::Q5_0 | Dtype::IQ4_NL => {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::Q8_0 | Dtype::Q5_0 | Dtype::IQ4_NL | Dtype::MXFP4 => {
             values.into_iter().map(exact).collect()
         }
         Dtype::Q4_0 | Dtype::Q4_1 => with_minimum(stored, &values),

@@ -214,10 +214,14 @@ pub struct GenerationDefaults {
     pub repetition_penalty: Option<f32>,
     pub max_new_tokens: Option<usize>,
     pub suppress_tokens: Vec<u32>,
+    /// Settings that change what is generated in ways rill does not follow.
+    pub not_honoured: Vec<String>,
 }
 
 /// No model we could run has more, and every product of two of them fits 64 bits.
 const SIZE_MAX: usize = 1 << 28;
+/// More layers than any published model has.
+const LAYERS_MAX: usize = 1 << 14;
 /// More experts than any published model has.
 const EXPERTS_MAX: usize = 1 << 12;
 
@@ -243,6 +247,9 @@ impl ModelConfig {
             if value == 0 || value > SIZE_MAX {
                 return Err(format!("the {what} is {value}; it must be 1 to {SIZE_MAX}"));
             }
+        }
+        if self.layers > LAYERS_MAX {
+            return Err(format!("the number of layers is {}; it must be 1 to {LAYERS_MAX}", self.layers));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(

@@ -14,6 +14,7 @@ mod gpt_neox;
 mod layers;
 mod llama;
 mod load;
+mod needs;
 mod olmo2;
 mod perplexity;
 mod registry;
@@ -31,9 +32,14 @@ pub use error::ModelError;
 pub use fill_in_the_middle::FillInTheMiddle;
 pub use forward::{ForwardInput, Model, ModelShape};
 pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
-pub use load::{Device, LoadOptions, LoadedModel, Runner, load, load_on};
+pub use load::{Device, LoadOptions, LoadedModel, OpenDevice, Runner, load, load_on};
+pub use needs::MemoryNeeds;
 pub use perplexity::{Score, Windows, perplexity};
 pub use rill_kernels::{BestLogits, Isa, KvDtype, RowDtype};
-pub use source::{DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, resolve};
+pub use source::{
+    CachedModel, DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, cached_models,
+    remove_cached, resolve,
+};
 pub use tokenizer::{Tokenizer, TokenizerError};
 pub use traffic::{Cost, WeightTraffic};
+pub use weights::Quantize;

@@ -1,7 +1,7 @@
 //! Local files → a model ready to run.
 
 use crate::source::{ModelFiles, ModelKind};
-use crate::weights::{Safetensors, Weights};
+use crate::weights::{Quantize, Safetensors, Weights};
 use crate::{GgufFile, Model, ModelConfig, ModelError, Tokenizer, candle, registry};
 use rill_kernels::cuda::{CudaBackend, Driver, DriverOptions};
 use rill_kernels::{Backend, CpuBackend, Isa, KvDtype, RowDtype};
@@ -46,6 +46,8 @@ pub struct LoadOptions {
     /// bf16 on a GPU.
     pub row_dtype: Option<RowDtype>,
     pub runner: Runner,
+    /// What matrices that the files keep as floats are quantised to.
+    pub quantize: Option<Quantize>,
 }
 
 impl LoadOptions {
@@ -60,6 +62,7 @@ impl LoadOptions {
             cuda_graphs: false,
             row_dtype: None,
             runner: Runner::Auto,
+            quantize: None,
         }
     }
 }
@@ -77,6 +80,41 @@ pub struct LoadedModel {
 
 /// Loads the model `files` hold onto the device `options` name.
 pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+    OpenDevice::new(options)?.load(files, options)
+}
+
+/// A device, before there is a model on it.
+pub struct OpenDevice(Option<Box<CudaBackend>>);
+
+impl OpenDevice {
+    /// The device `options` name.
+    pub fn new(options: &LoadOptions) -> Result<OpenDevice, ModelError> {
+        Ok(OpenDevice(match options.device {
+            Device::Cpu => None,
+            Device::Auto => open_gpu(0, options)
+                .inspect_err(|error| tracing::info!("running on the CPU: {error}"))
+                .map(Box::new)
+                .ok(),
+            Device::Cuda(ordinal) => Some(Box::new(open_gpu(ordinal, options)?)),
+        }))
+    }
+
+    /// Whether models on it take the memory of the machine itself.
+    pub fn is_cpu(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Loads the model `files` hold.
+    pub fn load(self, files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
+        load_onto(self.0.map(|backend| *backend), files, options)
+    }
+}
+
+fn load_onto(
+    on_gpu: Option<CudaBackend>,
+    files: &ModelFiles,
+    options: &LoadOptions,
+) -> Result<LoadedModel, ModelError> {
     let opened = Opened::read(files)?;
     let architecture = opened.config.architecture.as_str();
     let on_candle = match options.runner {
@@ -87,13 +125,6 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
     if on_candle {
         return opened.load_on_candle(options);
     }
-    let on_gpu = match options.device {
-        Device::Cpu => None,
-        Device::Auto => {
-            open_gpu(0, options).inspect_err(|error| tracing::info!("running on the CPU: {error}")).ok()
-        }
-        Device::Cuda(ordinal) => Some(open_gpu(ordinal, options)?),
-    };
     if let Some(backend) = on_gpu {
         if options.row_dtype == Some(RowDtype::F32) {
             return Err(ModelError::Unsupported(
@@ -101,7 +132,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
             ));
         }
         let device = backend.name();
-        return opened.load_on(backend, &device);
+        return opened.load_on(backend, &device, options.quantize);
     }
     if !options.kv_dtype.on_cpu() {
         return Err(ModelError::Unsupported(
@@ -123,7 +154,7 @@ pub fn load(files: &ModelFiles, options: &LoadOptions) -> Result<LoadedModel, Mo
         .with_kv_dtype(options.kv_dtype)
         .with_row_dtype(options.row_dtype.unwrap_or_default());
     let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
-    opened.load_on(backend, &device)
+    opened.load_on(backend, &device, options.quantize)
 }
 
 fn open_gpu(ordinal: usize, options: &LoadOptions) -> Result<CudaBackend, ModelError> {
@@ -139,7 +170,7 @@ pub fn load_on<B: Backend + 'static>(
     backend: B,
     device: &str,
 ) -> Result<LoadedModel, ModelError> {
-    Opened::read(files)?.load_on(backend, device)
+    Opened::read(files)?.load_on(backend, device, None)
 }
 
 /// What a model's files say, weights not read yet.
@@ -170,7 +201,12 @@ impl<'a> Opened<'a> {
         })
     }
 
-    fn load_on<B: Backend + 'static>(mut self, backend: B, device: &str) -> Result<LoadedModel, ModelError> {
+    fn load_on<B: Backend + 'static>(
+        mut self,
+        backend: B,
+        device: &str,
+        quantize: Option<Quantize>,
+    ) -> Result<LoadedModel, ModelError> {
         let weights = match (&self.files.kind, self.gguf.take()) {
             (_, Some(file)) => Weights::from_gguf(file),
             (ModelKind::Safetensors { dir, shards }, None) => {
@@ -178,8 +214,11 @@ impl<'a> Opened<'a> {
             }
             (ModelKind::Gguf { path }, None) => Weights::from_gguf(GgufFile::open(path)?),
         };
+        let weights = weights.with_quantize(quantize);
         let model = registry::build(backend, &self.config, &weights)?;
-        Ok(self.loaded(model, device))
+        weights.warn_of_unused();
+        let conversions = weights.conversions()?.map_or_else(String::new, |words| format!(" {words},"));
+        Ok(self.loaded(model, &conversions, device))
     }
 
     fn load_on_candle(self, options: &LoadOptions) -> Result<LoadedModel, ModelError> {
@@ -188,6 +227,7 @@ impl<'a> Opened<'a> {
             (options.isa.is_some(), "instructions of one's choice"),
             (options.kv_dtype != KvDtype::Bf16, "KV caches of bytes"),
             (options.row_dtype == Some(RowDtype::Bf16), "activations rounded to bfloat16"),
+            (options.quantize.is_some(), "weights quantised at load"),
         ];
         if let Some((_, what)) = refused.iter().find(|(asked, _)| *asked) {
             return Err(ModelError::Unsupported(format!(
@@ -198,13 +238,13 @@ impl<'a> Opened<'a> {
         let model = candle::load(&self.files.kind, &self.config, options.threads)?;
         let device = format!("CPU through candle, {} threads, one sequence at a time", options.threads);
         tracing::warn!("{} runs through candle: one sequence at a time, slowly", self.config.architecture);
-        Ok(self.loaded(model, &device))
+        Ok(self.loaded(model, "", &device))
     }
 
-    fn loaded(self, model: Box<dyn Model>, device: &str) -> LoadedModel {
+    fn loaded(self, model: Box<dyn Model>, conversions: &str, device: &str) -> LoadedModel {
         let Opened { files, config, tokenizer, .. } = self;
-        let description =
-            format!("{}, {} layers of {}, on {device}", config.architecture, config.layers, config.hidden_size);
+        let (architecture, layers, hidden) = (&config.architecture, config.layers, config.hidden_size);
+        let description = format!("{architecture}, {layers} layers of {hidden},{conversions} on {device}");
         LoadedModel { model, tokenizer: Arc::new(tokenizer), config, name: files.name.clone(), description }
     }
 }

@@ -1,11 +1,13 @@
 //! From what the user calls a model to files on this disk: a path, a hub repository, or the default model.
 
+mod cached;
 mod default_model;
 mod disk;
 mod fingerprint;
 mod hub;
 mod local;
 mod options;
+mod parallel;
 mod pip;
 mod select;
 mod spec;
@@ -13,6 +15,7 @@ mod transfer;
 
 use std::path::PathBuf;
 
+pub use cached::{CachedModel, cached_models, remove_cached};
 pub use options::SourceOptions;
 use spec::ModelSpec;
 
@@ -48,6 +51,10 @@ pub trait Progress {
     fn finish(&mut self);
     /// Something the user may want to know while waiting: what is tried next, and why.
     fn note(&mut self, message: &str);
+    /// Asked while bytes arrive: whether nobody wants the rest any more.
+    fn given_up(&self) -> bool {
+        false
+    }
 }
 
 /// Tells nobody.
@@ -72,7 +79,14 @@ pub fn resolve(
     options: &SourceOptions,
     progress: &mut dyn Progress,
 ) -> Result<ModelFiles, ModelError> {
-    match ModelSpec::parse(spec)? {
+    let at_revision = |parsed: ModelSpec| match (parsed, &options.revision) {
+        (parsed, None) => Ok(parsed),
+        (ModelSpec::Hub(repo), Some(revision)) => repo.at(revision).map(ModelSpec::Hub),
+        (_, Some(revision)) => Err(ModelError::Source(format!(
+            "{spec}: has no revision {revision}: only hub repositories (org/repo) have revisions"
+        ))),
+    };
+    match at_revision(ModelSpec::parse(spec)?)? {
         ModelSpec::Default => default_model::resolve(options, progress),
         ModelSpec::Local(path) => local::resolve(&path),
         ModelSpec::Hub(repo) => hub::resolve(&repo, options, progress),

@@ -30,7 +30,10 @@ impl WeightTraffic {
             ModelKind::Gguf { path } => {
                 let file = GgufFile::open(path)?;
                 let config = ModelConfig::from_gguf(&file)?;
-                let tensors = file.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice(), t.nbytes));
+                let tensors = file.tensors().iter().map(|t| {
+                    let weights = if t.shape.len() >= 2 { t.elements() } else { 0 };
+                    (t.name.as_str(), weights, t.nbytes)
+                });
                 Ok(count(tensors, share_of_experts(&config)))
             }
             ModelKind::Safetensors { dir, shards } => {
@@ -48,16 +51,13 @@ fn share_of_experts(config: &ModelConfig) -> f64 {
 }
 
 /// Names tell an embedding, a head and experts apart in both formats.
-fn count<'a>(
-    tensors: impl Iterator<Item = (&'a str, &'a [usize], usize)>,
-    share_of_experts: f64,
-) -> WeightTraffic {
+fn count<'a>(tensors: impl Iterator<Item = (&'a str, usize, usize)>, share_of_experts: f64) -> WeightTraffic {
     let mut traffic = WeightTraffic::default();
     let mut embedding = Cost::default();
-    for (name, shape, bytes) in tensors {
+    for (name, weights, bytes) in tensors {
         let bytes = bytes as f64;
         traffic.file_bytes += bytes;
-        let products = if shape.len() >= 2 { shape.iter().product::<usize>() as f64 } else { 0.0 };
+        let products = weights as f64;
         let is = |part: &str| name.split('.').any(|piece| piece == part);
         if is("token_embd") || is("embed_tokens") || is("wte") || is("embed_in") {
             embedding = Cost { bytes, macs: products };
@@ -89,11 +89,11 @@ mod tests {
 
     #[test]
     fn a_tied_embedding_is_the_head_and_experts_count_in_part() {
-        let tensors: [(&str, &[usize], usize); 4] = [
-            ("token_embd.weight", &[100, 32], 3400),
-            ("blk.0.attn_q.weight", &[32, 32], 640),
-            ("blk.0.attn_norm.weight", &[32], 128),
-            ("blk.0.ffn_up_exps.weight", &[8, 64, 32], 16000),
+        let tensors = [
+            ("token_embd.weight", 100 * 32, 3400),
+            ("blk.0.attn_q.weight", 32 * 32, 640),
+            ("blk.0.attn_norm.weight", 0, 128),
+            ("blk.0.ffn_up_exps.weight", 8 * 64 * 32, 16000),
         ];
         let found = count(tensors.into_iter(), 0.25);
         assert_eq!(found.head, cost(3400.0, 3200.0));
@@ -103,10 +103,10 @@ mod tests {
 
     #[test]
     fn a_head_of_its_own_leaves_the_embedding_unread() {
-        let tensors: [(&str, &[usize], usize); 3] = [
-            ("model.embed_tokens.weight", &[100, 32], 6400),
-            ("lm_head.weight", &[100, 32], 6400),
-            ("model.layers.0.self_attn.q_proj.weight", &[32, 32], 2048),
+        let tensors = [
+            ("model.embed_tokens.weight", 100 * 32, 6400),
+            ("lm_head.weight", 100 * 32, 6400),
+            ("model.layers.0.self_attn.q_proj.weight", 32 * 32, 2048),
         ];
         let found = count(tensors.into_iter(), 1.0);
         assert_eq!((found.head, found.layers), (cost(6400.0, 3200.0), cost(2048.0, 1024.0)));

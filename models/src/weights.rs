@@ -1,22 +1,33 @@
 //! Weights by name, whichever format they lie in: checked against the shape the model expects.
 
+mod coded;
+mod encode;
 mod names;
+mod quantization;
+mod quantized;
 mod safetensors;
+mod shrink;
 
+use self::coded::Fate;
 use crate::ModelError;
 use crate::gguf::GgufFile;
 pub(crate) use names::Names;
 use rill_kernels::{Dtype, Stored, dequantize};
 pub(crate) use safetensors::Safetensors;
+pub use shrink::Quantize;
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 /// A model's tensors. Names are GGUF's (`blk.0.attn_q.weight`); safetensors files answer to them too.
 pub(crate) struct Weights {
     files: Files,
     /// What has been read, by the names the files use.
     used: RefCell<HashSet<String>>,
+    /// How many matrices of codes became what.
+    fates: RefCell<BTreeMap<Fate, usize>>,
+    quantize: Option<Quantize>,
+    shrunk: RefCell<shrink::Counts>,
 }
 
 enum Files {
@@ -43,11 +54,81 @@ struct Found<'a> {
 
 impl Weights {
     pub(crate) fn from_gguf(file: GgufFile) -> Weights {
-        Weights { files: Files::Gguf(Box::new(file)), used: RefCell::default() }
+        Self::new(Files::Gguf(Box::new(file)))
     }
 
     pub(crate) fn from_safetensors(files: Safetensors) -> Weights {
-        Weights { files: Files::Safetensors(files), used: RefCell::default() }
+        Self::new(Files::Safetensors(files))
+    }
+
+    fn new(files: Files) -> Weights {
+        Weights {
+            files,
+            used: RefCell::default(),
+            fates: RefCell::default(),
+            quantize: None,
+            shrunk: RefCell::default(),
+        }
+    }
+
+    /// The same, with float matrices quantised as they are asked for.
+    pub(crate) fn with_quantize(self, quantize: Option<Quantize>) -> Weights {
+        Weights { quantize, ..self }
+    }
+
+    /// What became of matrices that are not run as the files hold them, in words; `None` where there are none.
+    ///
+    /// # Errors
+    /// If matrices were to be quantised and none is kept as floats.
+    pub(crate) fn conversions(&self) -> Result<Option<String>, ModelError> {
+        let mut all = Vec::new();
+        if let Files::Safetensors(Safetensors { quantization: Some(quantization), .. }) = &self.files {
+            let fates = self.fates.borrow();
+            let part = |(fate, count): (&Fate, &usize)| format!("{count} matrices {}", fate.words());
+            let parts: Vec<String> = fates.iter().map(part).collect();
+            all.push(format!("{} weights ({})", quantization.name, parts.join(", ")));
+        }
+        if self.quantize.is_some() {
+            let counts = *self.shrunk.borrow();
+            if counts.four + counts.eight == 0 {
+                return Err(ModelError::Unsupported(format!(
+                    "{}: none of its matrices can be quantised: they are kept in fewer bits already, or have columns that are no multiple of 32",
+                    self.path()
+                )));
+            }
+            all.push(counts.words());
+        }
+        Ok((!all.is_empty()).then(|| all.join(", ")))
+    }
+
+    /// A float matrix as it is to be run.
+    fn shrink<'a>(&self, name: &str, matrix: Matrix<'a>) -> Matrix<'a> {
+        match self.quantize {
+            Some(quantize) => quantize.apply(name, matrix, &mut self.shrunk.borrow_mut()),
+            None => matrix,
+        }
+    }
+
+    /// Names one warning's worth of tensors outside the decoder's layers that nothing has read.
+    pub(crate) fn warn_of_unused(&self) {
+        let used = self.used.borrow();
+        let names: Vec<&str> = match &self.files {
+            Files::Gguf(file) => file.tensors().iter().map(|info| info.name.as_str()).collect(),
+            Files::Safetensors(files) => files.names().collect(),
+        };
+        // A head that is not used is a copy of the embedding table.
+        let head = |name: &str| ["output.weight", "lm_head.weight", "embed_out.weight"].contains(&name);
+        let unused: Vec<&str> =
+            names.into_iter().filter(|&name| !used.contains(name) && !is_buffer(name) && !head(name)).collect();
+        if let Some(first) = unused.first() {
+            let path = self.path();
+            tracing::warn!(
+                path,
+                tensors = unused.len(),
+                first,
+                "tensors that this model does not use are left out"
+            );
+        }
     }
 
     /// Tensors lie as transformers saves them, not as llama.cpp's converter rearranges them.
@@ -108,6 +189,9 @@ impl Weights {
 
     /// A `rows × cols` matrix.
     pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix<'_>, ModelError> {
+        if let Some(matrix) = self.coded_matrix(name, rows, cols)? {
+            return Ok(matrix);
+        }
         let found = self.find(name)?;
         let input_major = match &self.files {
             Files::Safetensors(files) => files.names.transposed && name.starts_with("blk."),
@@ -120,7 +204,18 @@ impl Weights {
         let matrix =
             Matrix { dtype: found.dtype, rows: wanted[0], cols: wanted[1], data: Cow::Borrowed(found.data) };
         matrix.stored().check().map_err(|error| self.wrong(format!("tensor {}: {error}", found.name)))?;
-        Ok(if input_major { matrix.transposed() } else { matrix })
+        Ok(self.shrink(name, if input_major { matrix.transposed() } else { matrix }))
+    }
+
+    /// A matrix that its file keeps as codes and scales.
+    fn coded_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Option<Matrix<'_>>, ModelError> {
+        let Files::Safetensors(files) = &self.files else { return Ok(None) };
+        let Some(hub) = files.hub_name(name) else { return Ok(None) };
+        let Some(found) = files.coded(&hub, rows, cols)? else { return Ok(None) };
+        let (dtype, data, fate) = found.coded.encode();
+        self.used.borrow_mut().extend(found.names);
+        *self.fates.borrow_mut().entry(fate).or_default() += 1;
+        Ok(Some(Matrix { dtype, rows, cols, data: Cow::Owned(data) }))
     }
 
     /// `count` matrices of `rows × cols` stacked in one tensor.
@@ -138,7 +233,8 @@ impl Weights {
         let all = Stored { dtype: found.dtype, rows: count * rows, cols, data: found.data };
         all.check().map_err(|error| self.wrong(format!("tensor {}: {error}", found.name)))?;
         let each = found.data.chunks_exact(found.data.len() / count);
-        Ok(each.map(|data| Matrix { dtype: found.dtype, rows, cols, data: Cow::Borrowed(data) }).collect())
+        let matrix = |data| Matrix { dtype: found.dtype, rows, cols, data: Cow::Borrowed(data) };
+        Ok(each.map(|data| self.shrink(name, matrix(data))).collect())
     }
 
     /// A vector of `len` values.
@@ -187,9 +283,24 @@ impl Weights {
 
 /// Constants that old checkpoints carry along and nobody learns.
 fn is_buffer(name: &str) -> bool {
-    [".inv_freq", ".attn.bias", ".masked_bias", ".attention.bias", ".attn_rot_embd.weight", ".rope_freqs.weight"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    // The last are how others store activations and caches; rill scales both as it computes them.
+    const ENDS: [&str; 14] = [
+        ".inv_freq",
+        ".attn.bias",
+        ".masked_bias",
+        ".attention.bias",
+        ".attn_rot_embd.weight",
+        "rope_freqs.weight",
+        "rope_factors_long.weight",
+        "rope_factors_short.weight",
+        ".input_scale",
+        ".input_zero_point",
+        ".output_scale",
+        ".q_scale",
+        ".k_scale",
+        ".v_scale",
+    ];
+    ENDS.iter().any(|end| name.ends_with(end))
 }
 
 impl<'a> Matrix<'a> {

@@ -29,6 +29,7 @@ use crate::reasoning::ReasoningFormat;
 use crate::response_store::ResponseStore;
 use crate::routes;
 use crate::routes::messages::MessagesError;
+use crate::sampling_defaults::SamplingDefaults;
 use crate::tools::ToolFormat;
 use crate::validate::ModelLimits;
 
@@ -77,6 +78,8 @@ pub struct Serving {
     /// `None`: the model has no chat template.
     pub template: Option<ChatTemplate>,
     pub eos_token_ids: Vec<u32>,
+    /// Of requests that leave parameters out.
+    pub sampling: SamplingDefaults,
     /// How embeddings are made.
     pub pooling: Pooling,
     /// The tokens that let the model fill in what is between two texts, if it has them.
@@ -106,6 +109,7 @@ impl Serving {
             vocab_size: self.engine.vocab_size(),
             context_len: self.context_len(),
             eos_token_ids: &self.eos_token_ids,
+            sampling: &self.sampling,
         }
     }
 

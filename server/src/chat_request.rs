@@ -67,7 +67,8 @@ impl ChatRequest {
         )?;
         // The template writes the beginning-of-text token itself.
         let ids = chat.encode(serving, own.add_special_tokens.unwrap_or(false)).await?;
-        let max_tokens = validate::max_tokens_for("messages", &options, ids.len(), None, &serving.limits())?;
+        let default = serving.sampling.max_tokens;
+        let max_tokens = validate::max_tokens_for("messages", &options, ids.len(), default, &serving.limits())?;
 
         let reasoning = serving.reasoning.map(|format| (format, ends_with(serving, &ids, format.open())));
         let grammar = match answer_grammar(serving, shared, tools.as_ref(), reasoning)? {

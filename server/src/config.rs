@@ -2,7 +2,7 @@
 //! nothing below asks again.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -15,6 +15,7 @@ use crate::body::BodyLimits;
 use crate::cli::serve::ServeFlags;
 use crate::event_stream::KEEP_ALIVE;
 use crate::listen::ListenLimits;
+use crate::sampling_defaults::GenerationConfig;
 use crate::tools::ToolFormat;
 
 /// Request bodies arrive within this.
@@ -44,12 +45,16 @@ pub struct ServeConfig {
     /// Path, hub repository, or rill's default model.
     pub model: String,
     pub draft_model: Option<String>,
+    /// Where to look for it.
+    pub source: rill_models::SourceOptions,
     /// Empty: the model's own name.
     pub served_names: Vec<String>,
     pub address: SocketAddr,
     /// `None`: metrics are at `address`.
     pub metrics_address: Option<SocketAddr>,
     pub threads: usize,
+    /// What weights, cache and activations may take together, on the CPU.
+    pub memory_bytes: u64,
     pub engine: EngineLimits,
     pub app: AppOptions,
     pub listen: ListenLimits,
@@ -65,6 +70,8 @@ pub struct ServeConfig {
     pub cuda_graphs: bool,
     pub row_dtype: Option<rill_models::RowDtype>,
     pub runner: rill_models::Runner,
+    pub quantize: Option<rill_models::Quantize>,
+    pub generation_config: GenerationConfig,
     pub tool_call_parser: Option<ToolFormat>,
     pub reasoning_parser: Option<ReasoningParser>,
     /// `None`: as the model's files say.
@@ -201,6 +208,24 @@ impl From<KvCacheDtype> for rill_models::KvDtype {
     }
 }
 
+/// What float weights are quantised to as they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightBits {
+    /// 4 bits a weight and a scale and a minimum for every 32; 8 bits for embeddings and head.
+    Q4,
+    /// 8 bits a weight and a scale for every 32.
+    Q8,
+}
+
+impl From<WeightBits> for rill_models::Quantize {
+    fn from(bits: WeightBits) -> rill_models::Quantize {
+        match bits {
+            WeightBits::Q4 => rill_models::Quantize::Q4,
+            WeightBits::Q8 => rill_models::Quantize::Q8,
+        }
+    }
+}
+
 /// What activations that meet bf16 weights are rounded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ComputeDtype {
@@ -292,11 +317,30 @@ fn available_in(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What a control group's memory limit leaves, where there is one.
+/// What the memory limits of this process's control group, and of those it is in, leave; `None` where there are none.
 fn cgroup_room() -> Option<u64> {
-    let read =
-        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
-    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    // In a container the group seen from outside is the root seen from inside.
+    Path::new("/sys/fs/cgroup").join(own).ancestors().filter_map(group_room).min()
+}
+
+/// What one group's limit leaves. Files it has read count as its own, but make room when it is needed.
+fn group_room(group: &Path) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
+    let limit: u64 = read("memory.max")?.trim().parse().ok()?;
+    let used: u64 = read("memory.current")?.trim().parse().ok()?;
+    let stat = read("memory.stat").unwrap_or_default();
+    Some(limit.saturating_sub(used.saturating_sub(cached_in(&stat))))
+}
+
+/// Bytes of file pages in a group's `memory.stat` that the kernel can drop.
+fn cached_in(stat: &str) -> u64 {
+    let field = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        ["active_file", "inactive_file"].contains(&name).then(|| value.trim().parse().unwrap_or(0))
+    };
+    stat.lines().filter_map(field).sum()
 }
 
 impl ServeConfig {
@@ -316,9 +360,13 @@ impl ServeConfig {
                 reason: format!("must be at least --max-running, {running_max}, not {batch_tokens_max}"),
             });
         }
+        let memory_bytes = match flags.memory.as_deref() {
+            Some(text) => bytes("memory", text)?,
+            None => machine.available_bytes,
+        };
         let kv_cache_bytes = match flags.kv_cache_memory.as_deref() {
             Some(text) => KvCacheBytes::Exactly(bytes("kv-cache-memory", text)?),
-            None => KvCacheBytes::QuarterOf(machine.available_bytes),
+            None => KvCacheBytes::QuarterOf(memory_bytes),
         };
         let body_bytes_max = bytes("max-body", &flags.max_body)?;
         let body_bytes_max = usize::try_from(body_bytes_max)
@@ -365,8 +413,10 @@ impl ServeConfig {
         Ok(ServeConfig {
             model: flags.model,
             draft_model: flags.draft_model,
+            source: flags.source.options(),
             served_names: flags.served_model_name,
             address: SocketAddr::new(host, flags.port),
+            memory_bytes,
             metrics_address,
             threads: at_least_one("threads", flags.threads.unwrap_or(machine.cores), 1024)?,
             engine: EngineLimits {
@@ -403,6 +453,8 @@ impl ServeConfig {
             cuda_graphs: flags.cuda_graphs,
             row_dtype: flags.dtype.row_dtype(),
             runner: flags.runner.into(),
+            quantize: flags.quantize.map(Into::into),
+            generation_config: flags.generation_config,
             tool_call_parser: flags.tool_call_parser,
             reasoning_parser: flags.reasoning_parser,
             pooling: flags.pooling.map(Pooling::from),

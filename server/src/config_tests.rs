@@ -141,3 +141,12 @@ fn the_instructions_are_this_processors_or_refused() {
         }
     }
 }
+
+#[test]
+fn memory_to_plan_with() {
+    assert_eq!(config("").unwrap().memory_bytes, 16 << 30);
+    let config = config("--memory 4GiB").unwrap();
+    assert_eq!((config.memory_bytes, config.engine.kv_cache_bytes), (4 << 30, KvCacheBytes::QuarterOf(4 << 30)));
+    let stat = "anon 5000\nfile 900\ninactive_file 300\nactive_file 400\nslab 7\n";
+    assert_eq!(cached_in(stat), 700);
+}

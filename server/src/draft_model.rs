@@ -10,11 +10,11 @@ use crate::fetch_progress::TerminalProgress;
 /// What loading any model can fail with, and a vocabulary that is not the same.
 pub fn load(
     spec: &str,
+    source: &SourceOptions,
     options: &LoadOptions,
-    tokenizer: &Tokenizer,
-    vocab_size: usize,
+    (tokenizer, vocab_size): (&Tokenizer, usize),
 ) -> Result<LoadedModel, ModelError> {
-    let files = rill_models::resolve(spec, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
+    let files = rill_models::resolve(spec, source, &mut TerminalProgress::default())?;
     let draft = rill_models::load(&files, options)?;
     let size = draft.model.shape().vocab_size;
     if size != vocab_size {

@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use rill_server::cli::Command;
-use rill_server::{bench, keys, perplexity, start};
+use rill_server::{bench, keys, models_command, perplexity, start};
 
 fn main() -> ExitCode {
     let result: Result<(), Box<dyn std::error::Error>> = match Command::parse() {
         Command::Serve(flags) => start::serve(*flags).map_err(Into::into),
         Command::Keys(command) => keys::run(command).map_err(Into::into),
         Command::Bench(flags) => bench::bench(*flags).map_err(Into::into),
+        Command::Models(flags) => models_command::run(&flags).map_err(Into::into),
         Command::Perplexity(flags) => perplexity::run(&flags).map_err(Into::into),
     };
     match result {

@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use rill_models::{
-    Device, LoadOptions, LoadedModel, ModelError, Score, SourceOptions, TokenizerError, Windows, perplexity,
-};
+use rill_models::{Device, LoadOptions, LoadedModel, ModelError, Score, TokenizerError, Windows, perplexity};
 
 use crate::cli::perplexity::PerplexityFlags;
 use crate::config::{ConfigError, Machine};
@@ -44,9 +42,10 @@ pub fn run(flags: &PerplexityFlags) -> Result<(), PerplexityError> {
         isa: flags.isa.instructions()?,
         kv_dtype: flags.kv_cache_dtype.into(),
         row_dtype: flags.dtype.row_dtype(),
+        quantize: flags.quantize.map(Into::into),
         ..LoadOptions::on_cpu(1)
     };
-    let files = rill_models::resolve(&flags.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
+    let files = rill_models::resolve(&flags.model, &flags.source.options(), &mut TerminalProgress::default())?;
     let LoadedModel { mut model, tokenizer, name, description, .. } = rill_models::load(&files, &options)?;
     let tokens = tokenizer.encode(&text, false, false)?;
     let adds = tokenizer.encode("", true, false)?;

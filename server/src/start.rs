@@ -10,8 +10,8 @@ use std::time::Duration;
 use rill_engine::spill::{DiskTier, SpillError, SpillTier};
 use rill_engine::{Engine, EngineConfig, EngineHandle, Extras, ModelRunner, Runner};
 use rill_models::{
-    AdapterSites, ChatTemplates, FillInTheMiddle, LoadOptions, LoadedModel, ModelError, ModelFiles, Pooling,
-    SourceOptions,
+    AdapterSites, ChatTemplates, FillInTheMiddle, LoadOptions, LoadedModel, MemoryNeeds, ModelError, ModelFiles,
+    OpenDevice, Pooling,
 };
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
@@ -24,13 +24,15 @@ use crate::adapters::{AdapterError, Adapters};
 use crate::app::{AppState, Serving, metrics_router, router, unix_seconds};
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::cli::serve::ServeFlags;
-use crate::config::{ConfigError, Machine, ReasoningParser, ServeConfig};
+use crate::config::{ConfigError, KvCacheBytes, Machine, ReasoningParser, ServeConfig};
 use crate::draft_model;
 use crate::fetch_progress::TerminalProgress;
 use crate::grammars::Grammars;
 use crate::listen::{self, ListenLimits};
+use crate::memory_plan::{self, DoesNotFit};
 use crate::prompt::PromptEncoder;
 use crate::reasoning::ReasoningFormat;
+use crate::sampling_defaults::{GenerationConfig, SamplingDefaults};
 use crate::tools::ToolFormat;
 
 /// The network needs little; the cores belong to the model.
@@ -55,6 +57,10 @@ pub enum StartError {
     System(#[from] std::io::Error),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
+    #[error("the model's own sampling parameters: {0}; --generation-config vllm leaves them all out")]
+    Sampling(String),
     #[error("--chat-template {path}: {reason}")]
     TemplateFile { path: String, reason: String },
     #[error(transparent)]
@@ -209,7 +215,7 @@ fn load_on_own_thread(config: ServeConfig) -> std::io::Result<oneshot::Receiver<
 }
 
 fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
-    let files = rill_models::resolve(&config.model, &SourceOptions::from_env(), &mut TerminalProgress::default())?;
+    let files = rill_models::resolve(&config.model, &config.source, &mut TerminalProgress::default())?;
     let options = LoadOptions {
         threads: config.threads,
         device: config.device.0,
@@ -219,18 +225,34 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         cuda_graphs: config.cuda_graphs,
         row_dtype: config.row_dtype,
         runner: config.runner,
+        quantize: config.quantize,
     };
+    let device = OpenDevice::new(&options)?;
+    let mut limits = config.engine.clone();
+    if device.is_cpu() {
+        let needs = MemoryNeeds::of(&files, config.kv_dtype)?;
+        let bytes = memory_plan::kv_cache_bytes(&needs, &limits, config.quantize, config.memory_bytes)?;
+        limits.kv_cache_bytes = KvCacheBytes::Exactly(bytes);
+    }
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
-        rill_models::load(&files, &options)?;
+        device.load(&files, &options)?;
     let template = template(config, model_config.chat_template.unwrap_or_default(), &tokenizer)?;
 
     let names = if config.served_names.is_empty() { vec![name] } else { config.served_names.clone() };
     let adapters = adapters(config, model.adapter_sites().cloned(), &names)?;
 
     let shape = model.shape().clone();
-    let limits = &config.engine;
+    let sampling = match config.generation_config {
+        GenerationConfig::Auto => {
+            SamplingDefaults::of_model(&model_config.generation, shape.vocab_size).map_err(StartError::Sampling)?
+        }
+        GenerationConfig::Vllm => SamplingDefaults::OPENAI,
+    };
+    if let Some(words) = sampling.words() {
+        tracing::info!("the model's sampling parameters hold where requests set none: {words}");
+    }
     let draft = match &config.draft_model {
-        Some(spec) => Some(draft_model::load(spec, &options, &tokenizer, shape.vocab_size)?),
+        Some(spec) => Some(draft_model::load(spec, &config.source, &options, (&tokenizer, shape.vocab_size))?),
         None => None,
     };
     let kv_bytes_per_token =
@@ -298,6 +320,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         pooling: config.pooling.unwrap_or(model_config.pooling.unwrap_or(Pooling::Last)),
         fill_in_the_middle: model_config.fill_in_the_middle.or_else(|| FillInTheMiddle::of_vocabulary(&tokenizer)),
         eos_token_ids: model_config.eos_token_ids,
+        sampling,
         created_s: unix_seconds(),
         fingerprint: format!("rill_{:016x}", hasher.finish()),
     };

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::protocol::ApiError;
 use crate::protocol::error::shorten;
 use crate::protocol::sampling::SharedFields;
+use crate::sampling_defaults::SamplingDefaults;
 
 /// Choices per prompt.
 pub const N_MAX: i64 = 64;
@@ -32,6 +33,8 @@ pub struct ModelLimits<'a> {
     /// Prompt and completion together, in tokens.
     pub context_len: usize,
     pub eos_token_ids: &'a [u32],
+    /// Of fields that are not set.
+    pub sampling: &'a SamplingDefaults,
 }
 
 /// The shared fields, checked; the prompt's length and `max_tokens`' default are not known yet.
@@ -121,11 +124,12 @@ fn metadata(entries: Option<&BTreeMap<String, Value>>) -> Result<(), ApiError> {
 }
 
 fn sampling(fields: &SharedFields, limits: &ModelLimits) -> Result<SamplingParams, ApiError> {
-    let temperature = number("temperature", fields.temperature, 0.0, 2.0)?.unwrap_or(1.0);
-    let top_p = number("top_p", fields.top_p, 0.0, 1.0)?.unwrap_or(1.0);
+    let temperature = number("temperature", fields.temperature, 0.0, 2.0)?.unwrap_or(limits.sampling.temperature);
+    let top_p = number("top_p", fields.top_p, 0.0, 1.0)?.unwrap_or(limits.sampling.top_p);
     // vLLM's -1 is off, too.
-    let top_k = integer("top_k", fields.top_k, -1, i64::from(u32::MAX))?.unwrap_or(0).max(0);
-    let repetition_penalty = number("repetition_penalty", fields.repetition_penalty, 0.0, 10.0)?.unwrap_or(1.0);
+    let top_k = integer("top_k", fields.top_k, -1, i64::from(u32::MAX))?.unwrap_or(limits.sampling.top_k).max(0);
+    let repetition_penalty = number("repetition_penalty", fields.repetition_penalty, 0.0, 10.0)?
+        .unwrap_or(limits.sampling.repetition_penalty);
     if (repetition_penalty as f32) < f32::MIN_POSITIVE {
         return Err(ApiError::invalid(
             "repetition_penalty",
@@ -137,7 +141,7 @@ fn sampling(fields: &SharedFields, limits: &ModelLimits) -> Result<SamplingParam
         // OpenAI takes 0: the smallest set of tokens there is, the most likely one.
         top_p: (top_p as f32).max(f32::MIN_POSITIVE),
         top_k: top_k as u32,
-        min_p: number("min_p", fields.min_p, 0.0, 1.0)?.unwrap_or(0.0) as f32,
+        min_p: number("min_p", fields.min_p, 0.0, 1.0)?.unwrap_or(limits.sampling.min_p) as f32,
         seed: match fields.seed {
             Some(seed) => seed as u64,
             None => random_seed()?,
@@ -158,7 +162,7 @@ fn logit_bias(fields: &SharedFields, limits: &ModelLimits) -> Result<Vec<(u32, f
             format!("logit_bias may name at most {LOGIT_BIAS_MAX} tokens, not {count}"),
         ));
     }
-    entries
+    let mut biases = entries
         .map(|(key, &bias)| {
             let id: u32 = key.parse().map_err(|_| {
                 ApiError::invalid("logit_bias", format!("logit_bias: `{}` is not a token id", shorten(key)))
@@ -172,7 +176,12 @@ fn logit_bias(fields: &SharedFields, limits: &ModelLimits) -> Result<Vec<(u32, f
             }
             Ok((id, bias as f32))
         })
-        .collect()
+        .collect::<Result<Vec<_>, ApiError>>()?;
+    let asked: Vec<u32> = biases.iter().map(|(id, _)| *id).collect();
+    // No logit is large enough to make up for it.
+    let suppressed = limits.sampling.suppressed.iter().filter(|id| !asked.contains(id));
+    biases.extend(suppressed.map(|&id| (id, f32::MIN)));
+    Ok(biases)
 }
 
 fn stop(fields: &SharedFields, limits: &ModelLimits) -> Result<StopParams, ApiError> {

@@ -3,7 +3,8 @@
 use super::*;
 use crate::body::parse;
 
-const LIMITS: ModelLimits = ModelLimits { vocab_size: 100, context_len: 50, eos_token_ids: &[2, 3] };
+const LIMITS: ModelLimits =
+    ModelLimits { vocab_size: 100, context_len: 50, eos_token_ids: &[2, 3], sampling: &SamplingDefaults::OPENAI };
 
 fn shared_of(json: &str) -> Result<SharedOptions, ApiError> {
     shared(&parse(json.as_bytes()).unwrap(), &LIMITS)
@@ -208,4 +209,28 @@ fn each_choice_has_a_seed_of_its_own() {
     seeds.sort_unstable();
     seeds.dedup();
     assert_eq!(seeds.len(), 4 * 64);
+}
+
+#[test]
+fn the_models_defaults_hold_where_the_request_says_nothing() {
+    let sampling = SamplingDefaults {
+        temperature: 0.5,
+        top_p: 0.25,
+        top_k: 7,
+        min_p: 0.125,
+        repetition_penalty: 1.5,
+        max_tokens: Some(9),
+        suppressed: vec![4, 5],
+    };
+    let limits = ModelLimits { sampling: &sampling, ..LIMITS };
+    let sampled = |json: &str| shared(&parse(json.as_bytes()).unwrap(), &limits).unwrap().sampling;
+    let unset = sampled("{}");
+    assert_eq!((unset.temperature, unset.top_p, unset.top_k), (0.5, 0.25, 7));
+    assert_eq!((unset.min_p, unset.repetition_penalty), (0.125, 1.5));
+    assert_eq!(unset.logit_bias, [(4, f32::MIN), (5, f32::MIN)]);
+    let set = r#"{"temperature":0,"top_p":1,"top_k":-1,"min_p":0,"repetition_penalty":1,"logit_bias":{"5":2}}"#;
+    let set = sampled(set);
+    assert_eq!((set.temperature, set.top_p, set.top_k), (0.0, 1.0, 0));
+    assert_eq!((set.min_p, set.repetition_penalty), (0.0, 1.0));
+    assert_eq!(set.logit_bias, [(5, 2.0), (4, f32::MIN)]);
 }

@@ -15,6 +15,7 @@ use rill_server::grammars::Grammars;
 use rill_server::listen::{self, ListenLimits};
 use rill_server::prompt::PromptEncoder;
 use rill_server::reasoning::ReasoningFormat;
+use rill_server::sampling_defaults::SamplingDefaults;
 use rill_server::tools::ToolFormat;
 use rill_tests::http::{self, Response};
 use serde_json::Value;
@@ -133,6 +134,7 @@ impl TestServer {
             prompts: PromptEncoder::new(self.tokenizer.clone(), self.engine.config().context_len),
             template: template.map(|source| ChatTemplate::new(source, "", "<|im_end|>").expect("compiles")),
             eos_token_ids: vec![IM_END],
+            sampling: SamplingDefaults::OPENAI,
             pooling: self.pooling,
             fill_in_the_middle: self.fill_in_the_middle,
             tool_format: template.map_or(ToolFormat::Json, ToolFormat::of_template),

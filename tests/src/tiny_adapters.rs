@@ -1,6 +1,6 @@
 //! LoRA adapters of tiny models: written as PEFT and as llama.cpp's converter write them, or merged into the weights.
 
-use crate::tiny_models::{TinyModel, TinyTensor, halves, number, safetensors};
+use crate::tiny_models::{TinyModel, TinyTensor, float_safetensors, halves, number};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -150,7 +150,7 @@ impl TinyAdapter {
             std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         };
         write("adapter_config.json", self.config().to_string().as_bytes());
-        write("adapter_model.safetensors", &safetensors(&self.tensors(), true));
+        write("adapter_model.safetensors", &float_safetensors(&self.tensors(), true));
     }
 
     /// Writes what llama.cpp's `convert_lora_to_gguf.py` does.

@@ -40,13 +40,31 @@ fn read(fixture: &str) -> BTreeMap<String, TinyModel> {
     serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The hash of a tensor's name, mixed with the index of a value: `values` of make_architectures.py.
-pub(crate) fn number(seed: u64, index: u64) -> f32 {
+/// The hash of a tensor's name, mixed with the index of a value.
+pub fn mixed(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(index + 1));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    (z >> 40) as f32 / (1 << 23) as f32 - 1.0
+    z ^ (z >> 31)
+}
+
+/// `values` of make_architectures.py.
+pub(crate) fn number(seed: u64, index: u64) -> f32 {
+    (mixed(seed, index) >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+/// A safetensors file of these names, types, shapes and bytes.
+pub fn safetensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a str, &'a [usize], Vec<u8>)>) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let start = data.len();
+        data.extend_from_slice(&bytes);
+        let info = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert(name.to_owned(), info);
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
 }
 
 /// To the nearest bf16, ties to even.
@@ -126,30 +144,19 @@ impl TinyModel {
             let path: PathBuf = dir.join(name);
             std::fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         };
-        write("model.safetensors", &safetensors(weights, f32_weights));
+        write("model.safetensors", &float_safetensors(weights, f32_weights));
         write("config.json", self.config.to_string().as_bytes());
         write("tokenizer.json", tokenizer_json(self.vocab_size()).to_string().as_bytes());
     }
 }
 
 /// A safetensors file, in f32 or bf16.
-pub(crate) fn safetensors(tensors: &BTreeMap<String, TinyTensor>, in_f32: bool) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, tensor) in tensors {
-        let start = data.len();
-        for value in &tensor.values {
-            let bytes = value.to_le_bytes();
-            data.extend_from_slice(if in_f32 { &bytes } else { &bytes[2..] });
-        }
-        let dtype = if in_f32 { "F32" } else { "BF16" };
-        let info = serde_json::json!({
-            "dtype": dtype, "shape": tensor.shape, "data_offsets": [start, data.len()],
-        });
-        header.insert(name.clone(), info);
-    }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
-    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+pub(crate) fn float_safetensors(tensors: &BTreeMap<String, TinyTensor>, in_f32: bool) -> Vec<u8> {
+    let (dtype, skipped) = if in_f32 { ("F32", 0) } else { ("BF16", 2) };
+    safetensors(tensors.iter().map(|(name, tensor)| {
+        let bytes = tensor.values.iter().flat_map(|value| value.to_le_bytes().into_iter().skip(skipped));
+        (name.as_str(), dtype, tensor.shape.as_slice(), bytes.collect())
+    }))
 }
 
 /// A byte-level vocabulary of `size` made-up tokens.

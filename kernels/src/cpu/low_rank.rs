@@ -4,6 +4,8 @@
 //! The rows are read in f32, as they were before quantisation. A row's update is one sum over inputs in sixteen lanes, then
 //! one over ranks, both ascending: neither tiles, threads nor other rows change anything in the bits.
 
+#![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
+
 use super::norm::{load_part, store_part};
 use super::rows::Rows;
 use super::simd::{Isa, LANES, Simd, dispatch};

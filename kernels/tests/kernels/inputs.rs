@@ -62,7 +62,7 @@ impl Numbers {
 /// Where a block's half-precision scales lie.
 pub fn scale_offsets(dtype: Dtype) -> &'static [usize] {
     match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => &[],
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::MXFP4 => &[],
         Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 | Dtype::IQ4_NL | Dtype::IQ4_XS => &[0],
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4_K | Dtype::Q5_K => &[0, 2],
         Dtype::Q2_K => &[80, 82],
@@ -83,6 +83,9 @@ pub fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, numbers: &mut Number
             _ => {
                 let start = data.len();
                 data.extend((0..dtype.block_bytes()).map(|_| numbers.next() as u8));
+                if dtype == Dtype::MXFP4 {
+                    data[start] = 119 + numbers.below(5) as u8;
+                }
                 for at in scale_offsets(dtype) {
                     let size = (-5.0 - 2.0 * (numbers.uniform() + 1.0)).exp2();
                     let scale = match numbers.below(40) {

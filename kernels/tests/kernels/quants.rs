@@ -21,7 +21,7 @@ fn candle(dtype: Dtype) -> Option<GgmlDType> {
         Dtype::Q4_K => GgmlDType::Q4K,
         Dtype::Q5_K => GgmlDType::Q5K,
         Dtype::Q6_K => GgmlDType::Q6K,
-        Dtype::IQ4_NL | Dtype::IQ4_XS => return None,
+        Dtype::IQ4_NL | Dtype::IQ4_XS | Dtype::MXFP4 => return None,
     })
 }
 
@@ -119,8 +119,22 @@ fn iq4_xs_is_ggmls_definition() {
 }
 
 #[test]
+fn mxfp4_is_the_specifications_table() {
+    // E8M0 exponents, whose bias is 127, and E2M1 values: code j low and code 15 - j high.
+    let values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+    for exponent in [0_u8, 1, 100, 127, 130, 252] {
+        let mut block = vec![exponent];
+        block.extend((0..16_u8).map(|j| j | ((15 - j) << 4)));
+        let scale = 2_f64.powi(i32::from(exponent) - 127);
+        let expected: Vec<f32> = values.iter().chain(values.iter().rev()).map(|x| (scale * *x) as f32).collect();
+        check(Dtype::MXFP4, &block, &expected, "by hand");
+    }
+}
+
+#[test]
 fn every_quantised_type_has_a_scale() {
     for dtype in DTYPES {
-        assert_eq!(scale_offsets(dtype).is_empty(), dtype.block_len() == 1, "{dtype:?}");
+        let without = dtype.block_len() == 1 || dtype == Dtype::MXFP4;
+        assert_eq!(scale_offsets(dtype).is_empty(), without, "{dtype:?}");
     }
 }

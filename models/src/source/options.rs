@@ -17,6 +17,8 @@ pub struct SourceOptions {
     pub hub_token: Option<String>,
     /// Never ask the hub; its cache is still used.
     pub hub_offline: bool,
+    /// Of the hub repository, where its name does not say one.
+    pub revision: Option<String>,
     /// Ways to run pip, best first: program and arguments.
     pub pip_commands: Vec<Vec<String>>,
     /// The longest that finding and reaching a host may take.
@@ -40,6 +42,7 @@ impl SourceOptions {
             hub_endpoint: None,
             hub_token: None,
             hub_offline: false,
+            revision: None,
             pip_commands: ["python3 -m pip", "pip3", "pip"]
                 .map(|command| command.split(' ').map(str::to_owned).collect())
                 .to_vec(),

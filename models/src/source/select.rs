@@ -8,7 +8,14 @@ use serde_json::Value;
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Read where present, beside config.json and tokenizer.json.
-const OPTIONAL: [&str; 4] = [INDEX, "tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 6] = [
+    INDEX,
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "quantize_config.json",
+    "quant_config.json",
+];
 
 /// Quantisations tried in this order when none is asked for: good quality for the memory first.
 const PREFERRED: [&str; 16] = [

@@ -48,6 +48,19 @@ impl ModelSpec {
 }
 
 impl HubRepo {
+    /// The repository at a revision that was named apart from it.
+    pub fn at(self, revision: &str) -> Result<HubRepo, ModelError> {
+        match &self.revision {
+            Some(own) if own != revision => {
+                Err(ModelError::Source(format!("{}: two revisions are asked for, {own} and {revision}", self.id)))
+            }
+            _ if !is_path(revision) => {
+                Err(ModelError::Source(format!("{}: {revision:?} is no name of a revision", self.id)))
+            }
+            _ => Ok(HubRepo { revision: Some(revision.to_owned()), ..self }),
+        }
+    }
+
     fn parse(spec: &str) -> Option<HubRepo> {
         let (repo, pick) = match spec.split_once(':') {
             Some((repo, pick)) => (repo, Some(pick)),

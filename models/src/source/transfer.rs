@@ -222,6 +222,9 @@ impl Transfer {
         let mut buffer = vec![0; 256 << 10];
         progress.received(position);
         while position < info.bytes {
+            if progress.given_up() {
+                return Err(HubError::Refused(format!("{url}: given up, since another file cannot be had")));
+            }
             let len = match body.read(&mut buffer) {
                 Ok(0) => {
                     return Err(HubError::Unreachable(format!(

@@ -1,5 +1,6 @@
 //! Models from a hub: what is fetched, what is kept, and what happens when the network does what networks do.
 
+mod cached;
 mod fake_hub;
 
 use std::fs;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod keys;
+pub mod models;
 pub mod perplexity;
 pub mod serve;
 
@@ -26,6 +27,8 @@ pub enum Command {
     Keys(keys::KeysCommand),
     /// Measure a server over HTTP beside others, and what this machine allows.
     Bench(Box<bench::BenchFlags>),
+    /// Fetch, list or remove models.
+    Models(Box<models::ModelsFlags>),
     /// How well a model foresees a text.
     Perplexity(Box<perplexity::PerplexityFlags>),
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{ComputeDtype, IsaChoice, KvCacheDtype};
+use crate::cli::models::SourceFlags;
+use crate::config::{ComputeDtype, IsaChoice, KvCacheDtype, WeightBits};
 
 /// How well a model foresees a text: e to the mean surprise of a token. Windows are read one by one; of each, tokens of
 /// the second half are scored, as llama.cpp's tool of that name does it.
@@ -13,6 +14,8 @@ pub struct PerplexityFlags {
     /// A .gguf file, a directory with config.json and safetensors, or org/repo[:file-or-quant] on the hub.
     #[arg(long, env = "RILL_MODEL", default_value = rill_models::DEFAULT_MODEL)]
     pub model: String,
+    #[command(flatten)]
+    pub source: SourceFlags,
     /// The text, in UTF-8.
     #[arg(long)]
     pub file: PathBuf,
@@ -37,4 +40,7 @@ pub struct PerplexityFlags {
     /// How keys and values are kept.
     #[arg(long, env = "RILL_KV_CACHE_DTYPE", value_enum, default_value = "auto")]
     pub kv_cache_dtype: KvCacheDtype,
+    /// Quantise weights that are floats as they are loaded.
+    #[arg(long, env = "RILL_QUANTIZE", value_enum)]
+    pub quantize: Option<WeightBits>,
 }

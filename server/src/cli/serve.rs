@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser, RunnerChoice};
+use crate::cli::models::SourceFlags;
+use crate::config::{
+    ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser, RunnerChoice, WeightBits,
+};
+use crate::sampling_defaults::GenerationConfig;
 use crate::tools::ToolFormat;
 
 #[derive(Debug, Clone, Args)]
@@ -12,6 +16,8 @@ pub struct ServeFlags {
     /// A .gguf file, a directory with config.json and safetensors, or org/repo[:file-or-quant] on the hub.
     #[arg(long, env = "RILL_MODEL", default_value = rill_models::DEFAULT_MODEL)]
     pub model: String,
+    #[command(flatten)]
+    pub source: SourceFlags,
     /// Name requests call the model by, instead of its own; several may be given.
     #[arg(long, env = "RILL_SERVED_MODEL_NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
@@ -46,6 +52,9 @@ pub struct ServeFlags {
     /// Memory for the KV cache, such as 2GiB [default: a quarter of what is available, or less if that is of no use].
     #[arg(long, env = "RILL_KV_CACHE_MEMORY")]
     pub kv_cache_memory: Option<String>,
+    /// Memory to plan with on the CPU: weights, KV cache and activations [default: what is available].
+    #[arg(long, env = "RILL_MEMORY")]
+    pub memory: Option<String>,
     /// Compute every prompt anew instead of reusing what earlier ones share with it.
     #[arg(long, env = "RILL_NO_PREFIX_CACHING")]
     pub no_prefix_caching: bool,
@@ -95,6 +104,9 @@ pub struct ServeFlags {
     /// Take `chat_template` from requests, too.
     #[arg(long, env = "RILL_TRUST_REQUEST_CHAT_TEMPLATE")]
     pub trust_request_chat_template: bool,
+    /// Sampling parameters of requests that leave them out: the model's own (generation_config.json), or the API's.
+    #[arg(long, env = "RILL_GENERATION_CONFIG", value_enum, default_value = "auto")]
+    pub generation_config: GenerationConfig,
     /// How the model writes tool calls [default: what its chat template shows].
     #[arg(long, env = "RILL_TOOL_CALL_PARSER", value_enum)]
     pub tool_call_parser: Option<ToolFormat>,
@@ -132,6 +144,9 @@ pub struct ServeFlags {
     /// What activations that meet bf16 weights are rounded to.
     #[arg(long, env = "RILL_DTYPE", value_enum, default_value = "auto")]
     pub dtype: ComputeDtype,
+    /// Quantise weights that are floats (bf16, f16, f32) as they are loaded: to 8 bits, or 4 with 8 for embeddings and head.
+    #[arg(long, env = "RILL_QUANTIZE", value_enum)]
+    pub quantize: Option<WeightBits>,
     /// Share of a GPU's free memory to take, above 0 and up to 1.
     #[arg(long, env = "RILL_GPU_MEMORY_UTILIZATION", default_value_t = 0.9)]
     pub gpu_memory_utilization: f64,

@@ -63,7 +63,7 @@ impl Numbers {
 /// A stored matrix of any type: any codes, scales of either sign.
 pub fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, numbers: &mut Numbers) -> Vec<u8> {
     let scales: &[usize] = match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => &[],
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::MXFP4 => &[],
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4_K | Dtype::Q5_K => &[0, 2],
         Dtype::Q2_K => &[80, 82],
         Dtype::Q3_K => &[108],
@@ -79,6 +79,9 @@ pub fn stored_bytes(dtype: Dtype, rows: usize, cols: usize, numbers: &mut Number
             _ => {
                 let start = data.len();
                 data.extend((0..dtype.block_bytes()).map(|_| numbers.next() as u8));
+                if dtype == Dtype::MXFP4 {
+                    data[start] = 119 + numbers.below(5) as u8;
+                }
                 for at in scales {
                     let size = (-5.0 - 2.0 * (numbers.uniform() + 1.0)).exp2();
                     let scale = f16::from_f32(if numbers.below(2) == 0 { size } else { -size });
