@@ -55,7 +55,7 @@ for name, tile, row, product in [
     ("half", 512, 96, "HMMA.1688.F32.TF32"),
     ("single", 1024, 96, "HMMA.1688.F32.TF32"),
 ]:
-    KERNELS[f"linear_{name}_staged"] = (256, 128, 4 * (8 * tile + 64 * row), [product, "LDGSTS"])
+    KERNELS[f"linear_{name}_staged"] = (256, 192, 4 * (8 * tile + 64 * row), [product, "LDGSTS"])
 # Kind of cache: its product, bytes a number and bytes of scales a dimension of a stage.
 CACHES = {
     "bf16": ("HMMA.16816.F32.BF16", 2, 0),

@@ -177,7 +177,7 @@ struct FloatSource {
 };
 
 #define STAGED_FLOATS(name, kind)                                                                                            \
-    KERNEL((256, 2), name, const uint8_t* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride, \
+    KERNEL((256, 1), name, const uint8_t* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride, \
            float* out, uint32_t rows, uint32_t outputs, uint32_t stride, uint32_t first, uint32_t add) {              \
         const FloatSource<kind> source = {weights, steps, tiles, x, x_stride};                                        \
         multiply_staged(source, steps, {out, rows, outputs, stride, first, add});                                     \

@@ -221,7 +221,7 @@ struct QuantisedSource {
 };
 
 #define STAGED_QUANTISED(name, bits)                                                                                          \
-    KERNEL((256, 2), name, const uint8_t* codes, const uint8_t* scales, uint32_t groups, uint32_t tiles,            \
+    KERNEL((256, 1), name, const uint8_t* codes, const uint8_t* scales, uint32_t groups, uint32_t tiles,            \
            const int8_t* q, const float* scale, const float* sum, float* out, uint32_t rows, uint32_t outputs,      \
            uint32_t stride, uint32_t first, uint32_t add) {                                                         \
         const QuantisedSource<bits> source = {codes, scales, groups, tiles, {q, scale, sum}};                       \

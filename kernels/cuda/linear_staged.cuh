@@ -11,8 +11,8 @@
 //   intensity: a step brings 128 x 32 weights and 64 x 32 activations for 128 x 64 x 32 products: at 4 bits 43, at 8 bits
 //   33 products a byte from the second-level cache, against 21 and 15 of the tile of 32 x 32; bf16 (activations f32) 13
 //   against 5.
-//   shared memory, KiB a block: 24 (4 bits), 31 (8), 40 (bf16, f16), 56 (f32); registers: two sums an output, 64, and at
-//   most 128 in all: 2 blocks an SM. check.py prints both.
+//   shared memory, KiB a block: 24 (4 bits), 31 (8), 40 (bf16, f16), 56 (f32); registers: two sums an output, 64,
+//   and 140 to 157 in all: 1 block of 8 warps an SM. At 128, for two blocks, sums went to local memory.
 #pragma once
 
 #include "linear.cuh"

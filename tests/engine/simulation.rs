@@ -1,14 +1,18 @@
 //! Seeded simulation of the whole engine but its thread: random workloads on tiny pools, every invariant checked at
 //! every step, every output compared with a plain model's.
 //!
-//! `cargo test -p rill-tests --test simulation -- --seed 17` replays one run; `--runs 20000` does more of them.
+//! `cargo test -p rill-tests --test simulation -- --seed 17` replays one run; `--runs 20000` does more of them. A run that
+//! fails is made as small as it goes, and the command that replays it printed.
 
 mod fake_runner;
 mod fake_tier;
+mod interleavings;
 mod plain_model;
 mod scheduling_bounds;
+mod shrink;
 mod workload;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
@@ -21,10 +25,10 @@ use rill_engine::{
     Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, Extras, FailureKind, GenerateRequest,
     Outcome, Runner, Step, SubmitError,
 };
+use shrink::Case;
 use workload::{Prefixes, Random};
 
-const RUNS: u64 = 1500;
-const STEPS_A_RUN: usize = 200;
+const RUNS: u64 = 5000;
 
 /// Totals over all runs, to show that the interesting things do happen.
 #[derive(Debug, Default)]
@@ -59,6 +63,7 @@ struct Live {
 }
 
 struct Simulation {
+    case: Case,
     random: Random,
     config: EngineConfig,
     prefixes: Prefixes,
@@ -74,8 +79,8 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(seed: u64) -> Simulation {
-        let mut random = Random::new(seed);
+    fn new(case: Case) -> Simulation {
+        let mut random = Random::new(case.seed);
         let block_size = random.between(1, 8);
         // Often so few blocks that a couple of sequences outgrow them.
         let tight = random.one_in(2);
@@ -94,6 +99,7 @@ impl Simulation {
             prefix_caching: !random.one_in(5),
             max_drafts: *random.pick(&[0, 1, 4, 9]),
         };
+        let config = EngineConfig { max_drafts: if case.has("drafts") { config.max_drafts } else { 0 }, ..config };
         let now_us = Arc::new(AtomicU64::new(0));
         let faults = Arc::new(Faults { now_us: Arc::clone(&now_us), ..Faults::default() });
         let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults));
@@ -103,28 +109,28 @@ impl Simulation {
         let tier = random.one_in(2).then(|| FakeTier::new(Random::new(random.next())));
         let draft = random.one_in(3).then(|| FakeRunner::new(num_blocks, block_size, Arc::new(Faults::default())));
         let core = core.with(Extras {
-            tier: tier.map(|tier| Box::new(tier) as Box<dyn SpillTier>),
-            draft: draft.map(|draft| Box::new(draft) as Box<dyn Runner>),
+            tier: tier.filter(|_| case.has("tier")).map(|tier| Box::new(tier) as Box<dyn SpillTier>),
+            draft: draft.filter(|_| case.has("draft-model")).map(|draft| Box::new(draft) as Box<dyn Runner>),
         });
         let prefixes = Prefixes::new(&mut random, config.context_len);
         let (live, past, seen) = (Vec::new(), Vec::new(), Seen::default());
-        Simulation { random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }
+        Simulation { case, random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }
     }
 
     fn run(mut self) -> Seen {
         let busy = self.random.between(1, 6);
         let with_faults = self.random.one_in(3);
-        for _ in 0..STEPS_A_RUN {
+        for _ in 0..self.case.steps {
             if self.random.one_in(busy) {
                 self.submit();
             }
-            if !self.live.is_empty() && self.random.one_in(25) {
+            if !self.live.is_empty() && self.random.one_in(25) && self.case.has("cancels") {
                 let gone = self.random.below(self.live.len());
                 let gone = self.live.swap_remove(gone);
                 self.past.push(gone.salt_and_tokens());
                 self.seen.cancelled += 1;
             }
-            if with_faults && self.random.one_in(60) {
+            if with_faults && self.random.one_in(60) && self.case.has("faults") {
                 self.faults.fail_batch_in.store(1, Relaxed);
             }
             self.now_us.fetch_add(self.random.between(0, 4000) as u64, Relaxed);
@@ -144,7 +150,7 @@ impl Simulation {
     fn choices(&mut self) -> Vec<GenerateRequest> {
         let random = &mut self.random;
         let first = workload::request(random, &self.prefixes, &self.config);
-        let count = if random.one_in(4) { random.between(2, 5) } else { 1 };
+        let count = if random.one_in(4) && self.case.has("choices") { random.between(2, 5) } else { 1 };
         let mut choices = vec![first; count];
         for other in &mut choices[1..] {
             other.sampling.seed = random.next();
@@ -364,18 +370,15 @@ impl Live {
     }
 }
 
-/// A run's totals, or the panic it ended in.
-fn simulate(seed: u64) -> Seen {
-    struct Replay(u64);
-    impl Drop for Replay {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                eprintln!("\nreplay with: cargo test -p rill-tests --test simulation -- --seed {}\n", self.0);
-            }
-        }
+/// A run's totals, or the panic that its smallest failing part ends in.
+fn simulate(case: Case) -> Seen {
+    let run = |case: &Case| Simulation::new(case.clone()).run();
+    if let Ok(seen) = catch_unwind(AssertUnwindSafe(|| run(&case))) {
+        return seen;
     }
-    let _replay = Replay(seed);
-    Simulation::new(seed).run()
+    let smallest = shrink::shrink(case, |case| drop(run(case)));
+    eprintln!("\nreplay with: {}\n", smallest.command());
+    run(&smallest)
 }
 
 fn add(total: &mut Seen, seen: &Seen) {
@@ -398,10 +401,14 @@ fn add(total: &mut Seen, seen: &Seen) {
     total.runs_ended_by_death += seen.runs_ended_by_death;
 }
 
-/// The first number after `name` among the arguments.
-fn argument(arguments: &[String], name: &str) -> Option<u64> {
+/// What comes after `name` among the arguments.
+fn argument<'a>(arguments: &'a [String], name: &str) -> Option<&'a str> {
     let place = arguments.iter().position(|argument| argument == name)?;
-    arguments.get(place + 1)?.parse().ok()
+    arguments.get(place + 1).map(String::as_str)
+}
+
+fn number(arguments: &[String], name: &str) -> Option<u64> {
+    argument(arguments, name).map(|text| text.parse().unwrap_or_else(|_| panic!("{name} {text} is no number")))
 }
 
 fn main() {
@@ -411,13 +418,17 @@ fn main() {
     }
     let start = Instant::now();
     let mut total = Seen::default();
-    let seeds = match argument(&arguments, "--seed") {
+    let seeds = match number(&arguments, "--seed") {
         Some(seed) => seed..seed + 1,
-        None => 0..argument(&arguments, "--runs").unwrap_or(RUNS),
+        None => 0..number(&arguments, "--runs").unwrap_or(RUNS),
     };
+    let steps = number(&arguments, "--steps").unwrap_or(shrink::STEPS);
+    let without: Vec<String> = argument(&arguments, "--without")
+        .map(|text| text.split(',').map(str::to_owned).collect())
+        .unwrap_or_default();
     let all = seeds.clone();
     for seed in seeds {
-        add(&mut total, &simulate(seed));
+        add(&mut total, &simulate(Case { seed, steps, without: without.clone() }));
     }
     let seconds = start.elapsed().as_secs_f64();
     println!("seeds {all:?}: {total:?} in {seconds:.1} s, {:.0} steps/s", total.steps as f64 / seconds);
@@ -442,4 +453,6 @@ fn main() {
         assert!(happened.iter().all(|&count| count > 100), "something hardly ever happened: {total:?}");
     }
     scheduling_bounds::check();
+    shrink::check();
+    interleavings::check();
 }
