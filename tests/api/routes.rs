@@ -36,7 +36,7 @@ fn text_goes_to_tokens_and_back() {
     );
     assert_eq!(
         server.get("/tokenizer_info").json(),
-        json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": test_server::CHATML, "model_max_length": 512})
+        json!({"bos_token": null, "eos_token": "<|im_end|>", "chat_template": test_server::CHATML, "model_max_length": 512})
     );
     for (path, body) in [
         ("/tokenize", json!({})),
