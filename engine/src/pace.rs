@@ -1,29 +1,31 @@
 //! How long a step takes: learnt from the steps there have been, so that prompts are computed in chunks that no stream
 //! notices, and drafts are checked where that is faster than generating.
 //!
-//! A step's time is taken to be linear in what it computes. The weights follow the observations by recursive least
-//! squares with exponential forgetting (Plackett 1950; Haykin, "Adaptive Filter Theory") and never turn negative. Time
-//! decides how the work is cut into steps and never what comes out of it.
+//! The time of a step without prompts is taken to be linear in what it computes. The weights follow the observations by
+//! recursive least squares with exponential forgetting (Plackett 1950; Haykin, "Adaptive Filter Theory") and never turn
+//! negative; steps with prompts leave them alone, so that a long prompt does not change what is thought of life without
+//! it. What a prompt's row costs is what such a step took beyond that. Time decides how the work is cut into steps and
+//! never what comes out of it.
 
-/// What a step computes.
+/// Rows of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Work {
     pub(crate) rows: usize,
-    /// Rows whose logits are wanted.
-    pub(crate) logit_rows: usize,
     /// Tokens that all rows together attend to.
     pub(crate) attended: usize,
 }
 
-const FEATURES: usize = 4;
+const FEATURES: usize = 3;
 /// Makes the parts of a usual step about equally large.
-const SCALE: [f64; FEATURES] = [1.0, 1.0 / 32.0, 1.0 / 32.0, 1.0 / 32_768.0];
+const SCALE: [f64; FEATURES] = [1.0, 1.0 / 32.0, 1.0 / 32_768.0];
 /// Weight of what was known, a step.
 const MEMORY: f64 = 0.98;
 /// Uncertainty of a weight about which nothing is known; and no weight is ever less certain.
 const UNCERTAINTY_MAX: f64 = 1e4;
 /// Steps after which an outlier is told from a machine not known yet.
 const STEPS_TO_KNOW: u64 = 8;
+/// Weight of the latest step in what a prompt's row costs: it grows with the prompt, and from prompt to prompt it jumps.
+const ROW_WEIGHT: f64 = 0.3;
 
 /// A stream's gap may grow by this while a prompt is computed beside it. The promise is 2; the rest is for what the
 /// prediction misses.
@@ -38,7 +40,9 @@ pub(crate) struct Pace {
     /// The inverse of the features' weighted correlation.
     uncertainty: [[f64; FEATURES]; FEATURES],
     steps: u64,
-    /// Rows of prompts in the last step: the next one has at most twice as many beside streams.
+    /// Seconds a row of a prompt takes; 0 while nothing is known.
+    prefill_row_seconds: f64,
+    /// Rows of prompts in the last step: the next one has at most half as many more beside streams.
     last_prefill: usize,
 }
 
@@ -50,23 +54,33 @@ impl Work {
     }
 
     fn features(self) -> [f64; FEATURES] {
-        let raw = [1.0, self.rows as f64, self.logit_rows as f64, self.attended as f64];
+        let raw = [1.0, self.rows as f64, self.attended as f64];
         std::array::from_fn(|i| raw[i] * SCALE[i])
     }
 }
 
 impl Pace {
-    /// Seconds `work` will take; 0 while nothing is known.
-    pub(crate) fn predict(&self, work: Work) -> f64 {
-        dot(self.weights, work.features())
+    /// Seconds a step of `streams` alone will take; 0 while nothing is known.
+    pub(crate) fn predict(&self, streams: Work) -> f64 {
+        if streams.rows == 0 { 0.0 } else { dot(self.weights, streams.features()) }
     }
 
-    /// `work`, of which `prefill` rows were prompts', took `seconds`.
-    pub(crate) fn observe(&mut self, work: Work, prefill: usize, seconds: f64) {
+    /// A step of `streams` and `prefill` rows of prompts took `seconds`.
+    pub(crate) fn observe(&mut self, streams: Work, prefill: usize, seconds: f64) {
         self.last_prefill = prefill;
-        let features = work.features();
+        if prefill == 0 {
+            self.learn(streams, seconds);
+            return;
+        }
+        let of_a_row = (seconds - self.predict(streams)).max(0.1 * seconds) / prefill as f64;
+        let weight = if self.prefill_row_seconds == 0.0 { 1.0 } else { ROW_WEIGHT };
+        self.prefill_row_seconds += weight * (of_a_row - self.prefill_row_seconds);
+    }
+
+    fn learn(&mut self, streams: Work, seconds: f64) {
+        let features = streams.features();
         // One step held up by something else must not count for more than a slow one.
-        let predicted = self.predict(work);
+        let predicted = self.predict(streams);
         let seconds = if self.steps < STEPS_TO_KNOW { seconds } else { seconds.min(4.0 * predicted) };
         let spread = self.uncertainty.map(|row| dot(row, features));
         let norm = MEMORY + dot(spread, features);
@@ -85,16 +99,12 @@ impl Pace {
         self.steps += 1;
     }
 
-    /// Rows of prompts the coming step may compute beside `streams`, whose rows are the next tokens of running
-    /// sequences, where each of those rows attends to up to `context` tokens.
-    pub(crate) fn prefill_rows(&self, streams: Work, context: usize) -> usize {
-        if streams.rows == 0 {
-            return usize::MAX;
-        }
-        let of_a_row = self.row_cost(context) - self.weights[2] * SCALE[2];
-        let allowed = self.patience(streams).unwrap_or(0.0) / of_a_row.max(f64::MIN_POSITIVE);
+    /// Rows of prompts the coming step may compute beside `streams`, the next tokens of running sequences.
+    pub(crate) fn prefill_rows(&self, streams: Work) -> usize {
+        let Some(patience) = self.patience(streams) else { return usize::MAX };
+        let allowed = patience / self.prefill_row_seconds.max(f64::MIN_POSITIVE);
         let allowed = if allowed.is_finite() { allowed as usize } else { 0 };
-        allowed.min(2 * self.last_prefill).max(PREFILL_ROWS_MIN)
+        allowed.min(self.last_prefill + self.last_prefill / 2).max(PREFILL_ROWS_MIN)
     }
 
     /// Seconds the coming step may take beyond what `streams` take alone; `None` if nobody waits for it.
@@ -102,10 +112,14 @@ impl Pace {
         (streams.rows > 0).then(|| (GAP_FACTOR_MAX - 1.0) * self.predict(streams))
     }
 
-    /// Seconds for one more row with logits that attends to `context` tokens.
+    /// Seconds for one more row beside streams that attends to `context` tokens.
     pub(crate) fn row_cost(&self, context: usize) -> f64 {
-        let more = Work { rows: 1, logit_rows: 1, attended: context };
-        self.predict(more) - self.predict(Work::default())
+        self.weights[1] * SCALE[1] + self.weights[2] * SCALE[2] * context as f64
+    }
+
+    /// Seconds for a row of a prompt.
+    pub(crate) fn prefill_row_cost(&self) -> f64 {
+        self.prefill_row_seconds
     }
 }
 
@@ -113,7 +127,7 @@ impl Default for Pace {
     fn default() -> Pace {
         let uncertainty =
             std::array::from_fn(|i| std::array::from_fn(|j| if i == j { UNCERTAINTY_MAX } else { 0.0 }));
-        Pace { weights: [0.0; FEATURES], uncertainty, steps: 0, last_prefill: 0 }
+        Pace { weights: [0.0; FEATURES], uncertainty, steps: 0, prefill_row_seconds: 0.0, last_prefill: 0 }
     }
 }
 
@@ -126,19 +140,20 @@ mod tests {
     use super::*;
 
     /// A machine's true times.
-    fn seconds(work: Work) -> f64 {
-        4e-3 + work.rows as f64 * 4e-4 + work.logit_rows as f64 * 1e-4 + work.attended as f64 * 1e-7
+    fn seconds(streams: Work, prompt: Work) -> f64 {
+        let rows = (streams.rows + prompt.rows) as f64;
+        4e-3 + rows * 4e-4 + streams.attended as f64 * 1e-6 + prompt.attended as f64 * 1e-7
     }
 
     fn decoding(streams: usize, context: usize) -> Work {
-        Work { rows: streams, logit_rows: streams, attended: streams * context }
+        Work { rows: streams, attended: streams * context }
     }
 
     #[test]
     fn attended_tokens_of_a_run() {
         let mut work = Work::default();
         work.add_tokens(10, 3);
-        assert_eq!(work, Work { rows: 3, logit_rows: 0, attended: 10 + 9 + 8 });
+        assert_eq!(work, Work { rows: 3, attended: 10 + 9 + 8 });
     }
 
     /// Streams decode, then a long prompt arrives: no step takes more than twice the time of one without it.
@@ -148,24 +163,22 @@ mod tests {
             let mut pace = Pace::default();
             for step in 0..50 {
                 // Prompts alone and streams alone are seen first, as they are in life.
-                let work = match step % 5 {
-                    0 => Work { rows: 60, logit_rows: 1, attended: 60 * 30 },
-                    _ => decoding(streams, 90),
+                let (alone, prompt) = match step % 5 {
+                    0 => (Work::default(), Work { rows: 60, attended: 60 * 30 }),
+                    _ => (decoding(streams, 90 + step), Work::default()),
                 };
-                pace.observe(work, 0, seconds(work));
+                pace.observe(alone, prompt.rows, seconds(alone, prompt));
             }
             let (mut computed, mut steps) = (0, 0);
             while computed < 6000 {
-                let alone = decoding(streams, 100 + steps);
-                let rows = pace.prefill_rows(alone, computed).min(6000 - computed);
-                let mut work = alone;
-                work.add_tokens(computed + rows, rows);
-                let floor = rows == PREFILL_ROWS_MIN;
-                assert!(
-                    floor || seconds(work) <= 2.0 * seconds(alone),
-                    "{streams} streams, {rows} rows at {computed}"
-                );
-                pace.observe(work, rows, seconds(work));
+                let alone = decoding(streams, 140 + steps);
+                let rows = pace.prefill_rows(alone).min(6000 - computed);
+                let mut prompt = Work::default();
+                prompt.add_tokens(computed + rows, rows);
+                let taken = seconds(alone, prompt);
+                let patient = rows == PREFILL_ROWS_MIN || taken <= 2.0 * seconds(alone, Work::default());
+                assert!(patient, "{streams} streams, {rows} rows at {computed}");
+                pace.observe(alone, rows, taken);
                 computed += rows;
                 steps += 1;
             }
@@ -175,16 +188,17 @@ mod tests {
 
     #[test]
     fn nobody_waits_where_nobody_decodes() {
-        assert_eq!(Pace::default().prefill_rows(Work::default(), 0), usize::MAX);
+        assert_eq!(Pace::default().prefill_rows(Work::default()), usize::MAX);
     }
 
     #[test]
     fn one_step_that_was_held_up_is_not_believed() {
         let mut pace = Pace::default();
+        let alone = seconds(decoding(8, 100), Work::default());
         for _ in 0..40 {
-            pace.observe(decoding(8, 100), 0, seconds(decoding(8, 100)));
+            pace.observe(decoding(8, 100), 0, alone);
         }
         pace.observe(decoding(8, 100), 0, 10.0);
-        assert!(pace.predict(decoding(8, 100)) < 2.0 * seconds(decoding(8, 100)));
+        assert!(pace.predict(decoding(8, 100)) < 2.0 * alone);
     }
 }

@@ -212,6 +212,8 @@ impl Scheduler {
     pub fn propose(&mut self, index: usize, draft: &[u32]) {
         let sequence = &mut self.running[index];
         debug_assert!(sequence.pending() == 1 && sequence.samples);
+        // What the last step had no room for is out of date.
+        sequence.draft.clear();
         sequence.draft.extend_from_slice(draft);
     }
 

@@ -369,7 +369,8 @@ impl EngineCore {
         };
         for index in 0..self.scheduler.running().len() {
             let sequence = &self.scheduler.running()[index];
-            if sequence.pending() != 1 || !sequence.samples() {
+            // Those who wait for a prompt start from its last row, and from blocks that hold nothing beyond it.
+            if sequence.pending() != 1 || !sequence.samples() || self.scheduler.has_followers(sequence.key()) {
                 continue;
             }
             let Some(generation) = self.generations.get_mut(&sequence.key()) else { continue };
@@ -409,7 +410,6 @@ impl EngineCore {
         let mut work = Work::default();
         for sequence in self.scheduler.running().iter().filter(|sequence| sequence.pending() == 1) {
             work.add_tokens(sequence.tokens().len(), 1);
-            work.logit_rows += 1;
         }
         work
     }
@@ -417,10 +417,8 @@ impl EngineCore {
     fn schedule(&mut self) {
         let now = self.clock.now_us();
         let streams = self.streams();
-        let prefilling = self.scheduler.running().iter().filter(|sequence| sequence.pending() > 1);
-        let context = prefilling.map(Sequence::computed).max().unwrap_or(0);
-        let prefill_rows = self.pace.prefill_rows(streams, context);
-        let block_seconds = self.pace.row_cost(context) * self.shared.config.block_size as f64;
+        let prefill_rows = self.pace.prefill_rows(streams);
+        let block_seconds = self.pace.prefill_row_cost() * self.shared.config.block_size as f64;
         let restores = self.spill.as_mut().map_or(0, |spill| {
             spill.changes(&mut self.spill_changes);
             spill.restores(block_seconds, self.pace.patience(streams))
@@ -618,13 +616,15 @@ impl EngineCore {
     }
 
     fn learn_pace(&mut self, started_us: u64) {
-        let mut work = Work { logit_rows: self.batch.input.logit_rows.len(), ..Work::default() };
-        for (&end, rows) in self.batch.input.context_lens.iter().zip(self.batch.input.query_starts.windows(2)) {
-            work.add_tokens(end as usize, (rows[1] - rows[0]) as usize);
+        let (mut streams, mut prefill) = (Work::default(), 0);
+        for entry in &self.scheduler.plan().entries {
+            if entry.end() - entry.start > 1 {
+                prefill += entry.count;
+            } else {
+                streams.add_tokens(entry.start + entry.count, entry.count);
+            }
         }
-        let entries = self.scheduler.plan().entries.iter();
-        let prefill = entries.map(|entry| entry.end() - entry.start).filter(|&rows| rows > 1).sum();
-        self.pace.observe(work, prefill, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+        self.pace.observe(streams, prefill, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
     }
 
     /// The step's sequences end; what it was to copy or compute is lost with them.

@@ -49,11 +49,13 @@ fn project(model: &TinyModel, states: &[f32]) -> Vec<f32> {
     let TinyTensor { shape, values } = names.iter().find_map(|name| weights.get(*name)).expect("a head");
     let width = shape[1];
     let of = |key: &str| model.config[key].as_f64();
+    let bias = weights.get("lm_head.bias").map(|tensor| &tensor.values);
     let mut logits = Vec::new();
     for state in states.chunks_exact(width) {
-        for row in values.chunks_exact(width) {
+        for (token, row) in values.chunks_exact(width).enumerate() {
             let dot: f64 = row.iter().zip(state).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
-            let scaled = dot / of("logits_scaling").unwrap_or(1.0);
+            let dot = dot + bias.map_or(0.0, |bias| f64::from(bias[token]));
+            let scaled = dot * of("logit_scale").unwrap_or(1.0) / of("logits_scaling").unwrap_or(1.0);
             logits.push(match of("final_logit_softcapping") {
                 Some(cap) => cap * (scaled / cap).tanh(),
                 None => scaled,

@@ -61,7 +61,8 @@ const CLOSE: f64 = 0.002;
 #[test]
 fn adapters_are_what_merged_weights_are() {
     let mut wrong = Vec::new();
-    for (name, model) in tiny_models::all() {
+    // Latent attention takes no adapters.
+    for (name, model) in tiny_models::all().into_iter().filter(|(name, _)| !name.starts_with("deepseek")) {
         for scales in [Scales::Plain, Scales::Patterns] {
             let adapter = TinyAdapter::new(&model, 1, scales);
             let (base, merged, peft, gguf) = (folder(), folder(), folder(), folder());
@@ -278,7 +279,7 @@ fn request(prompt: &[u32], seed: u64, adapter: Option<&Arc<LoadedAdapter>>) -> G
             logit_bias: Vec::new(),
         },
         stop: StopParams {
-            max_tokens: 20,
+            max_tokens: 60,
             min_tokens: 0,
             eos_token_ids: Vec::new(),
             stop_token_ids: Vec::new(),
@@ -323,7 +324,7 @@ fn on_the_default_model_adapters_share_batches_but_no_bits() {
         (1..=2).map(|seed| Arc::new(LoadedAdapter::new(default_adapter(&sites, seed)))).collect();
     let config = EngineConfig {
         block_size: BLOCK_SIZE,
-        // Four prompts of five blocks fit, and each grows by one.
+        // Four prompts of five blocks fit, and each grows by four.
         num_blocks: 21,
         context_len: 256,
         max_batch_tokens: 48,
