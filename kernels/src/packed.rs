@@ -94,7 +94,7 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Bytes a matrix takes once it is packed: what [`Packed::bytes`] says of it.
+/// Bytes a matrix takes once it is packed: what `Packed::bytes` says of it.
 pub fn packed_bytes(dtype: Dtype, rows: usize, cols: usize) -> u64 {
     let row = match dtype {
         Dtype::F32 => 4 * cols,

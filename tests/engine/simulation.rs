@@ -376,7 +376,9 @@ fn simulate(case: Case) -> Seen {
     if let Ok(seen) = catch_unwind(AssertUnwindSafe(|| run(&case))) {
         return seen;
     }
-    let smallest = shrink::shrink(case, |case| drop(run(case)));
+    let smallest = shrink::shrink(case, |case| {
+        run(case);
+    });
     eprintln!("\nreplay with: {}\n", smallest.command());
     run(&smallest)
 }

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 /// Flags that say where models come from, of every command that takes one.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SourceFlags {
-    /// Branch, tag or commit of the hub repository [default: main, or what follows @ in the model's name].
+    /// Branch, tag or commit of the hub repository [default: main, or the one in the model's name].
     #[arg(long, env = "RILL_REVISION")]
     pub revision: Option<String>,
     /// Never ask the hub: use what the caches hold, or fail. HF_HUB_OFFLINE=1 says the same.
@@ -36,7 +36,7 @@ pub struct ModelsFlags {
 pub enum ModelsCommand {
     /// Fetch a model, or what is missing of it, and check it.
     Pull {
-        /// org/repo[@revision][:file-or-quant] on the hub, or the default model's name.
+        /// `org/repo[@revision][:file-or-quant]` on the hub, or the default model's name.
         model: String,
         #[command(flatten)]
         source: SourceFlags,
