@@ -1,11 +1,11 @@
 //! How long a step takes: learnt from the steps there have been, so that prompts are computed in chunks that no stream
 //! notices, and drafts are checked where that is faster than generating.
 //!
-//! The time of a step without prompts is taken to be linear in what it computes. The weights follow the observations by
-//! recursive least squares with exponential forgetting (Plackett 1950; Haykin, "Adaptive Filter Theory") and never turn
-//! negative; steps with prompts leave them alone, so that a long prompt does not change what is thought of life without
-//! it. What a prompt's row costs is what such a step took beyond that. Time decides how the work is cut into steps and
-//! never what comes out of it.
+//! The time of a step without prompts is taken to be linear in what it computes, with weights of least squares over the
+//! latest steps, none of them negative. They are solved for anew from the steps' moments: updating an inverse instead
+//! (recursive least squares) diverges once all steps are alike. Steps with prompts leave them alone, so that a long prompt
+//! does not change what is thought of life without it. What a prompt's row costs is what such a step took beyond that. Time
+//! decides how the work is cut into steps and never what comes out of it.
 
 /// Rows of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -20,8 +20,9 @@ const FEATURES: usize = 3;
 const SCALE: [f64; FEATURES] = [1.0, 1.0 / 32.0, 1.0 / 32_768.0];
 /// Weight of what was known, a step.
 const MEMORY: f64 = 0.98;
-/// Uncertainty of a weight about which nothing is known; and no weight is ever less certain.
-const UNCERTAINTY_MAX: f64 = 1e4;
+/// Added to each feature's moment, where the steps' own sum up to about 50: decides what alike steps leave open, in favour
+/// of small weights.
+const RIDGE: f64 = 1e-3;
 /// Steps after which an outlier is told from a machine not known yet.
 const STEPS_TO_KNOW: u64 = 8;
 /// Weight of the latest step in what a prompt's row costs: it grows with the prompt, and from prompt to prompt it jumps.
@@ -34,11 +35,12 @@ const GAP_FACTOR_MAX: f64 = 1.7;
 const PREFILL_ROWS_MIN: usize = 4;
 
 /// A step's time, as far as known.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Pace {
     weights: [f64; FEATURES],
-    /// The inverse of the features' weighted correlation.
-    uncertainty: [[f64; FEATURES]; FEATURES],
+    /// Sums over the steps, later ones weighing more: products of two features, and of a feature and the time.
+    moments: [[f64; FEATURES]; FEATURES],
+    responses: [f64; FEATURES],
     steps: u64,
     /// Seconds a row of a prompt takes; 0 while nothing is known.
     prefill_row_seconds: f64,
@@ -82,21 +84,38 @@ impl Pace {
         // One step held up by something else must not count for more than a slow one.
         let predicted = self.predict(streams);
         let seconds = if self.steps < STEPS_TO_KNOW { seconds } else { seconds.min(4.0 * predicted) };
-        let spread = self.uncertainty.map(|row| dot(row, features));
-        let norm = MEMORY + dot(spread, features);
-        for (weight, spread) in self.weights.iter_mut().zip(spread) {
-            *weight = (*weight + spread / norm * (seconds - predicted)).max(0.0);
-        }
-        for (row, a) in self.uncertainty.iter_mut().zip(spread) {
-            for (value, b) in row.iter_mut().zip(spread) {
-                *value -= a * b / norm;
+        for ((row, response), a) in self.moments.iter_mut().zip(&mut self.responses).zip(features) {
+            for (moment, b) in row.iter_mut().zip(features) {
+                *moment = *moment * MEMORY + a * b;
             }
+            *response = *response * MEMORY + a * seconds;
         }
-        // What has not been seen for long is forgotten, but not without end.
-        if (0..FEATURES).all(|i| self.uncertainty[i][i] < UNCERTAINTY_MAX * MEMORY) {
-            self.uncertainty.as_flattened_mut().iter_mut().for_each(|value| *value /= MEMORY);
-        }
+        self.weights = self.solve();
         self.steps += 1;
+    }
+
+    /// The weights that fit the steps best; whichever would have to be negative is 0.
+    fn solve(&self) -> [f64; FEATURES] {
+        let mut used = [true; FEATURES];
+        loop {
+            let mut moments = self.moments;
+            let mut responses = self.responses;
+            for i in 0..FEATURES {
+                moments[i][i] += RIDGE;
+                if !used[i] {
+                    moments[i] = [0.0; FEATURES];
+                    moments.iter_mut().for_each(|row| row[i] = 0.0);
+                    (moments[i][i], responses[i]) = (1.0, 0.0);
+                }
+            }
+            let weights = solve_positive_definite(moments, responses);
+            let Some(worst) =
+                (0..FEATURES).filter(|&i| weights[i] < 0.0).min_by(|&i, &j| weights[i].total_cmp(&weights[j]))
+            else {
+                return weights;
+            };
+            used[worst] = false;
+        }
     }
 
     /// Rows of prompts the coming step may compute beside `streams`, the next tokens of running sequences.
@@ -123,12 +142,22 @@ impl Pace {
     }
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        let uncertainty =
-            std::array::from_fn(|i| std::array::from_fn(|j| if i == j { UNCERTAINTY_MAX } else { 0.0 }));
-        Pace { weights: [0.0; FEATURES], uncertainty, steps: 0, prefill_row_seconds: 0.0, last_prefill: 0 }
+/// Gaussian elimination; such a matrix needs no pivoting.
+fn solve_positive_definite(mut a: [[f64; FEATURES]; FEATURES], mut b: [f64; FEATURES]) -> [f64; FEATURES] {
+    for pivot in 0..FEATURES {
+        for row in pivot + 1..FEATURES {
+            let factor = a[row][pivot] / a[pivot][pivot];
+            for column in pivot..FEATURES {
+                a[row][column] -= factor * a[pivot][column];
+            }
+            b[row] -= factor * b[pivot];
+        }
     }
+    for row in (0..FEATURES).rev() {
+        let known: f64 = (row + 1..FEATURES).map(|column| a[row][column] * b[column]).sum();
+        b[row] = (b[row] - known) / a[row][row];
+    }
+    b
 }
 
 fn dot(a: [f64; FEATURES], b: [f64; FEATURES]) -> f64 {
@@ -184,6 +213,40 @@ mod tests {
             }
             assert!(steps <= 6000 / PREFILL_ROWS_MIN + 1);
         }
+    }
+
+    /// Ten thousand steps as they are in life: streams that grow and are replaced, times that jitter and now and then jump.
+    #[test]
+    fn what_is_thought_of_a_step_stays_near_what_it_takes() {
+        let mut random = 1u64;
+        let mut uniform = || {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 40) as f64 / (1u64 << 24) as f64
+        };
+        let mut pace = Pace::default();
+        for phase in [8, 1, 32, 8] {
+            for step in 0..10_000 {
+                let streams = decoding(phase, 32 + step % 400);
+                let seconds = seconds(streams, Work::default());
+                if step > 100 {
+                    let ratio = pace.predict(streams) / seconds;
+                    assert!((0.6..2.5).contains(&ratio), "{phase} streams, step {step}: {ratio} of {seconds}");
+                }
+                let jitter = if uniform() < 0.01 { 5.0 } else { 0.8 + 0.6 * uniform() };
+                pace.observe(streams, 0, seconds * jitter);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_row_more_takes_is_seen_once_steps_differ() {
+        let mut pace = Pace::default();
+        for step in 0..200 {
+            let streams = decoding(4 + step % 5, 300);
+            pace.observe(streams, 0, seconds(streams, Work::default()));
+        }
+        let (cost, truth) = (pace.row_cost(300), 4e-4 + 300.0 * 1e-6);
+        assert!((0.8..1.25).contains(&(cost / truth)), "{cost} for {truth}");
     }
 
     #[test]

@@ -155,16 +155,18 @@ impl Scheduler {
     }
 
     /// Queues a sequence. Its blocks, grown to its full length, must fit the pool.
-    pub fn add(&mut self, sequence: Sequence) {
+    pub fn add(&mut self, mut sequence: Sequence) {
         debug_assert!(sequence.pending() > 0 && sequence.table.is_empty());
+        sequence.hash_prompt(&self.pool);
         self.shares.enter(&sequence.tenant);
         self.waiting.insert(sequence.key, sequence);
     }
 
     /// Queues a sequence with the prompt, priority, salt and tenant of `leader`, which was added before and has not
     /// computed it. It starts from the leader's blocks, or on its own if the leader is removed before.
-    pub fn add_follower(&mut self, leader: SequenceKey, sequence: Sequence) {
+    pub fn add_follower(&mut self, leader: SequenceKey, mut sequence: Sequence) {
         debug_assert!(sequence.samples && sequence.prompt_rows_from.is_none());
+        sequence.hash_prompt(&self.pool);
         self.shares.enter(&sequence.tenant);
         self.followers.entry(leader).or_default().push(sequence);
     }
@@ -207,11 +209,18 @@ impl Scheduler {
         self.running.binary_search_by_key(&key, |sequence| sequence.key)
     }
 
-    /// Proposes what may follow the running sequence `index`, which decodes, for the next call to
+    /// Whether drafts of the running sequence `index` can be checked: it decodes, and nobody waits for its prompt. Those who
+    /// do start from its last row, and from blocks that hold nothing beyond it.
+    pub fn may_draft(&self, index: usize) -> bool {
+        let sequence = &self.running[index];
+        sequence.pending() == 1 && sequence.samples && !self.has_followers(sequence.key)
+    }
+
+    /// Proposes what may follow the running sequence `index`, which may draft, for the next call to
     /// [`Scheduler::schedule`] alone. The step may have room for fewer.
     pub fn propose(&mut self, index: usize, draft: &[u32]) {
+        assert!(self.may_draft(index), "drafts for a sequence that cannot have any");
         let sequence = &mut self.running[index];
-        debug_assert!(sequence.pending() == 1 && sequence.samples);
         // What the last step had no room for is out of date.
         sequence.draft.clear();
         sequence.draft.extend_from_slice(draft);
@@ -509,15 +518,18 @@ impl Scheduler {
             return;
         }
         let sequence = &mut self.running[index];
-        let digests = sequence.next_digests(self.pool.block_size(), sequence.digest(&self.pool));
-        let wanted: Vec<Digest> =
-            digests.take_while(|digest| self.spilled.contains(digest)).take(self.restores_left).collect();
-        for digest in wanted {
-            let Some(block) = self.pool.allocate() else { return };
-            sequence.table.push(block);
+        let first = self.plan.restores.len();
+        for &digest in sequence.next_digests(self.pool.block_size()).iter().take(self.restores_left) {
+            if !self.spilled.contains(&digest) {
+                break;
+            }
+            let Some(block) = self.pool.allocate() else { break };
+            self.plan.restores.push(Restore { key: sequence.key, block, digest });
+        }
+        for restore in &self.plan.restores[first..] {
+            sequence.table.push(restore.block);
             sequence.stalled = true;
             self.restores_left -= 1;
-            self.plan.restores.push(Restore { key: sequence.key, block, digest });
         }
     }
 

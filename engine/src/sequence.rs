@@ -29,6 +29,9 @@ pub struct Sequence {
     pub(crate) prompt_len: usize,
     pub(crate) computed: usize,
     pub(crate) table: BlockTable,
+    /// What the whole blocks of the tokens are found by: all of the prompt's and of the computed ones. Tokens only grow
+    /// and are hashed once, however often somebody looks. Empty where nothing is ever found.
+    digests: Vec<Digest>,
     /// Whether a token is sampled once all tokens are computed.
     pub(crate) samples: bool,
     /// First prompt position whose logits have not been seen yet, if the caller wants them all.
@@ -67,6 +70,7 @@ impl Sequence {
             draft: Vec::new(),
             computed: 0,
             table: BlockTable::default(),
+            digests: Vec::new(),
             samples: max_tokens > 0,
             prompt_rows_from: wants_prompt_logits.then_some(0),
             reads_no_cache: false,
@@ -91,11 +95,6 @@ impl Sequence {
     /// Prompt and generated tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
-    }
-
-    /// Whether a token is drawn once all tokens are computed.
-    pub fn samples(&self) -> bool {
-        self.samples
     }
 
     /// Whether what `other` computes of its prompt is what this one needs of its own.
@@ -162,41 +161,34 @@ impl Sequence {
         self.prompt_rows_from.filter(|&from| from < self.prompt_len - 1).map_or(last, |from| from.min(last))
     }
 
+    /// Works out what the first `blocks` blocks of the tokens are found by.
+    fn hash_blocks(&mut self, blocks: usize, pool: &BlockPool) {
+        if !pool.is_caching() {
+            return;
+        }
+        for block in self.tokens.chunks_exact(pool.block_size()).take(blocks).skip(self.digests.len()) {
+            let before = self.digests.last().copied().unwrap_or_else(|| Digest::root(&self.salt));
+            self.digests.push(before.then(block));
+        }
+    }
+
+    /// Has the prompt's blocks hashed, before anybody looks for them.
+    pub(crate) fn hash_prompt(&mut self, pool: &BlockPool) {
+        self.hash_blocks(self.prompt_len / pool.block_size(), pool);
+    }
+
     /// Cached blocks that would extend the computed tokens, in order.
     pub(crate) fn hits<'a>(&'a self, pool: &'a BlockPool) -> impl Iterator<Item = u32> + 'a {
-        self.next_digests(pool.block_size(), self.digest(pool)).map_while(|digest| pool.find(&digest))
+        self.next_digests(pool.block_size()).iter().map_while(|digest| pool.find(digest))
     }
 
-    /// What the computed tokens are found by; `None` if they cannot be.
-    pub(crate) fn digest(&self, pool: &BlockPool) -> Option<Digest> {
-        self.digest_at(self.computed, pool)
-    }
-
-    /// Digests of the blocks that follow the computed tokens, found by `before`, and may come from a cache.
-    pub(crate) fn next_digests(
-        &self,
-        size: usize,
-        mut before: Option<Digest>,
-    ) -> impl Iterator<Item = Digest> + use<'_> {
-        let mut computed = self.computed;
-        std::iter::from_fn(move || {
-            let next = computed + size;
-            if next > self.cacheable() {
-                return None;
-            }
-            let digest = before?.then(&self.tokens[computed..next]);
-            (before, computed) = (Some(digest), next);
-            Some(digest)
-        })
-    }
-
-    /// What the first `tokens` tokens, whole blocks of them, are found by; `None` if they cannot be.
-    fn digest_at(&self, tokens: usize, pool: &BlockPool) -> Option<Digest> {
-        match tokens / pool.block_size() {
-            _ if !tokens.is_multiple_of(pool.block_size()) => None,
-            0 => Some(Digest::root(&self.salt)),
-            blocks => pool.digest(self.table.blocks()[blocks - 1]),
+    /// Digests of the blocks that follow the computed tokens and may come from a cache.
+    pub(crate) fn next_digests(&self, size: usize) -> &[Digest] {
+        if !self.computed.is_multiple_of(size) {
+            return &[];
         }
+        let end = (self.cacheable() / size).min(self.digests.len());
+        self.digests.get(self.computed / size..end).unwrap_or_default()
     }
 
     /// Takes over every cached block that continues the computed tokens. Returns how many prompt tokens that saves:
@@ -233,9 +225,8 @@ impl Sequence {
         let full_before = self.computed / size;
         self.computed += count;
         debug_assert!(self.computed <= self.tokens.len());
-        for index in full_before..self.computed / size {
-            let Some(before) = self.digest_at(index * size, pool) else { return };
-            let digest = before.then(&self.tokens[index * size..(index + 1) * size]);
+        self.hash_blocks(self.computed / size, pool);
+        for (index, &digest) in self.digests.iter().enumerate().take(self.computed / size).skip(full_before) {
             let kept = pool.publish(self.table.blocks()[index], digest);
             self.table.replace(index, kept);
         }
@@ -301,6 +292,7 @@ mod tests {
             (&[9, 2, 3, 4, 5], 0),
         ] {
             let mut next = sequence(tokens, false);
+            next.hash_prompt(&pool);
             assert_eq!(next.extend_from_cache(&mut pool), saved, "{tokens:?}");
             assert_eq!(next.pending(), tokens.len() - saved);
             next.release_blocks(&mut pool);
@@ -314,6 +306,7 @@ mod tests {
         let mut first = sequence(&[1, 2, 3, 4, 5, 6], false);
         compute(&mut first, &mut pool, 6);
         let mut scored = sequence(&[1, 2, 3, 4, 5, 6], true);
+        scored.hash_prompt(&pool);
         assert_eq!(scored.extend_from_cache(&mut pool), 0);
         // Preempted after four rows had been seen: those may come from the cache now.
         scored.prompt_rows_from = Some(4);

@@ -368,11 +368,10 @@ impl EngineCore {
             row_cost: (self.pace.row_cost(streams.attended / streams.rows) + round_cost) as f32,
         };
         for index in 0..self.scheduler.running().len() {
-            let sequence = &self.scheduler.running()[index];
-            // Those who wait for a prompt start from its last row, and from blocks that hold nothing beyond it.
-            if sequence.pending() != 1 || !sequence.samples() || self.scheduler.has_followers(sequence.key()) {
+            if !self.scheduler.may_draft(index) {
                 continue;
             }
+            let sequence = &self.scheduler.running()[index];
             let Some(generation) = self.generations.get_mut(&sequence.key()) else { continue };
             self.draft.clear();
             match self.draft_model {

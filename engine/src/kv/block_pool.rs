@@ -121,6 +121,11 @@ impl BlockPool {
         self.blocks[block as usize].holders == 0 && self.is_cached(block)
     }
 
+    /// Whether blocks are ever found by their content.
+    pub fn is_caching(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// The cached block of this digest.
     pub fn find(&self, digest: &Digest) -> Option<BlockId> {
         self.cache.as_ref()?.find(digest)
