@@ -14,6 +14,7 @@ mod generation;
 mod handle;
 mod inspect;
 pub mod kv;
+mod least_squares;
 mod pace;
 mod philox;
 mod pooling;

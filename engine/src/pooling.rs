@@ -2,7 +2,7 @@
 
 use rill_models::Pooling;
 
-use crate::request::{GenerateRequest, SamplingParams, StopParams};
+use crate::request::GenerateRequest;
 use crate::sequence::Tenant;
 
 /// One text to embed. The values that come back are neither cut nor normalised.
@@ -23,34 +23,10 @@ impl EmbedRequest {
     /// The same as a request that generates nothing.
     pub(crate) fn into_generate(self) -> (GenerateRequest, Pooling) {
         let request = GenerateRequest {
-            prompt: self.prompt,
-            sampling: SamplingParams {
-                temperature: 0.0,
-                top_p: 1.0,
-                top_k: 0,
-                min_p: 0.0,
-                seed: 0,
-                presence_penalty: 0.0,
-                frequency_penalty: 0.0,
-                repetition_penalty: 1.0,
-                logit_bias: Vec::new(),
-            },
-            stop: StopParams {
-                max_tokens: 0,
-                min_tokens: 0,
-                eos_token_ids: Vec::new(),
-                stop_token_ids: Vec::new(),
-                stop_strings: Vec::new(),
-                include_stop_str: false,
-                skip_special_tokens: true,
-            },
-            logprobs: None,
-            prompt_logprobs: None,
             priority: self.priority,
             tenant: self.tenant,
             cache_salt: self.cache_salt,
-            grammar: None,
-            adapter: None,
+            ..GenerateRequest::greedy(self.prompt, 0)
         };
         (request, self.pooling)
     }

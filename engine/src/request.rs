@@ -30,6 +30,40 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
+    /// The likeliest token each time, `max_tokens` of them whatever they are, and nothing asked for besides.
+    pub fn greedy(prompt: Vec<u32>, max_tokens: u32) -> GenerateRequest {
+        GenerateRequest {
+            prompt,
+            sampling: SamplingParams {
+                temperature: 0.0,
+                top_p: 1.0,
+                top_k: 0,
+                min_p: 0.0,
+                seed: 0,
+                presence_penalty: 0.0,
+                frequency_penalty: 0.0,
+                repetition_penalty: 1.0,
+                logit_bias: Vec::new(),
+            },
+            stop: StopParams {
+                max_tokens,
+                min_tokens: 0,
+                eos_token_ids: Vec::new(),
+                stop_token_ids: Vec::new(),
+                stop_strings: Vec::new(),
+                include_stop_str: false,
+                skip_special_tokens: true,
+            },
+            logprobs: None,
+            prompt_logprobs: None,
+            priority: 0,
+            cache_salt: None,
+            tenant: None,
+            grammar: None,
+            adapter: None,
+        }
+    }
+
     /// Tokens that may be generated: `max_tokens`, or less where the context ends before.
     pub(crate) fn max_new_tokens(&self, prompt_len: usize, context_len: usize) -> usize {
         (self.stop.max_tokens as usize).min(context_len.saturating_sub(prompt_len))

@@ -62,7 +62,7 @@ impl PlanEntry {
 /// What the caller, who knows how long things take, lets a step do besides generating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepBudget {
-    /// Tokens of prompts beside sequences that decode; at least one is granted.
+    /// Tokens of prompts beside sequences that decode. Prompts get through as long as it is not 0 step after step.
     pub prefill_rows: usize,
     /// Blocks to be read back.
     pub restores: usize,
@@ -266,7 +266,7 @@ impl Scheduler {
         let preemptions_before = self.totals.preemptions;
         self.grant_decode_rows();
         let nobody_decodes = self.left == self.limits.max_batch_tokens;
-        let kept_back = if nobody_decodes { 0 } else { self.left.saturating_sub(budget.prefill_rows.max(1)) };
+        let kept_back = if nobody_decodes { 0 } else { self.left.saturating_sub(budget.prefill_rows) };
         self.left -= kept_back;
         // Whoever just lost its blocks would only take them back.
         if self.totals.preemptions == preemptions_before {

@@ -416,11 +416,16 @@ impl EngineCore {
     fn schedule(&mut self) {
         let now = self.clock.now_us();
         let streams = self.streams();
-        let prefill_rows = self.pace.prefill_rows(streams);
-        let block_seconds = self.pace.prefill_row_cost() * self.shared.config.block_size as f64;
+        let running = self.scheduler.running();
+        let depth = running.iter().filter(|s| s.pending() > 1).map(Sequence::computed).max().unwrap_or(0);
+        let here = (running.len() + self.scheduler.waiting().count()).min(self.shared.config.max_running);
+        let others = here.saturating_sub(1);
+        let prefill_rows = self.pace.prompt_rows(streams, others, depth);
+        let block_size = self.shared.config.block_size;
+        let block_seconds = self.pace.prompt_row_cost(depth) * block_size as f64;
         let restores = self.spill.as_mut().map_or(0, |spill| {
             spill.changes(&mut self.spill_changes);
-            spill.restores(block_seconds, self.pace.patience(streams))
+            spill.restores(block_seconds, self.pace.patience(streams, others))
         });
         for (digest, there) in self.spill_changes.drain(..) {
             self.scheduler.set_spilled(digest, there);
@@ -615,15 +620,12 @@ impl EngineCore {
     }
 
     fn learn_pace(&mut self, started_us: u64) {
-        let (mut streams, mut prefill) = (Work::default(), 0);
+        let (mut streams, mut prompts) = (Work::default(), Work::default());
         for entry in &self.scheduler.plan().entries {
-            if entry.end() - entry.start > 1 {
-                prefill += entry.count;
-            } else {
-                streams.add_tokens(entry.start + entry.count, entry.count);
-            }
+            let work = if entry.end() - entry.start > 1 { &mut prompts } else { &mut streams };
+            work.add_tokens(entry.start + entry.count, entry.count);
         }
-        self.pace.observe(streams, prefill, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+        self.pace.observe(streams, prompts, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
     }
 
     /// The step's sequences end; what it was to copy or compute is lost with them.

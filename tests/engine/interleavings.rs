@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rill_engine::{
-    Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, GenerateRequest, SamplingParams, Step,
-    StopParams, SubmitError,
+    Clock, EngineConfig, EngineCore, EngineHandle, Event, EventStream, GenerateRequest, Step, SubmitError,
 };
 
 use crate::fake_runner::{FakeRunner, FakeText, Faults};
@@ -49,36 +48,7 @@ struct World {
 }
 
 fn request() -> GenerateRequest {
-    GenerateRequest {
-        prompt: vec![3, 4, 5],
-        sampling: SamplingParams {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: 0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
-        },
-        stop: StopParams {
-            max_tokens: 2,
-            min_tokens: 0,
-            eos_token_ids: Vec::new(),
-            stop_token_ids: Vec::new(),
-            stop_strings: Vec::new(),
-            include_stop_str: false,
-            skip_special_tokens: true,
-        },
-        logprobs: None,
-        prompt_logprobs: None,
-        priority: 0,
-        adapter: None,
-        cache_salt: None,
-        tenant: None,
-        grammar: None,
-    }
+    GenerateRequest::greedy(vec![3, 4, 5], 2)
 }
 
 impl World {

@@ -5,7 +5,7 @@
 use rill_engine::spill::{DiskTier, SpillTier};
 use rill_engine::{
     Engine, EngineConfig, EngineHandle, Event, EventStream, Extras, FinishReason, GenerateRequest, ModelRunner,
-    Runner, SamplingParams, StopParams, TokenLogprobs, Usage,
+    Runner, SamplingParams, TokenLogprobs, Usage,
 };
 use rill_tests::default_model;
 use rill_tests::reference::{Reference, english};
@@ -66,48 +66,22 @@ fn finish(name: &str, mut stream: EventStream) -> (Outcome, Usage) {
     }
 }
 
-fn greedy() -> SamplingParams {
-    SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        seed: 0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        repetition_penalty: 1.0,
-        logit_bias: Vec::new(),
-    }
+fn greedy(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
+    let mut request =
+        GenerateRequest { logprobs: Some(5), ..GenerateRequest::greedy(prompt.to_vec(), max_tokens) };
+    request.stop.eos_token_ids = vec![2];
+    request
 }
 
 fn request(prompt: &[u32], max_tokens: u32, sampling: SamplingParams) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_vec(),
-        sampling,
-        stop: StopParams {
-            max_tokens,
-            min_tokens: 0,
-            eos_token_ids: vec![2],
-            stop_token_ids: Vec::new(),
-            stop_strings: Vec::new(),
-            include_stop_str: false,
-            skip_special_tokens: true,
-        },
-        logprobs: Some(5),
-        prompt_logprobs: None,
-        priority: 0,
-        cache_salt: None,
-        tenant: None,
-        grammar: None,
-        adapter: None,
-    }
+    GenerateRequest { sampling, ..greedy(prompt, max_tokens) }
 }
 
 /// The requests whose every bit is watched: short and long prompts, greedy and seeded, with and without penalties.
 fn subjects(reference: &Reference) -> Vec<(&'static str, GenerateRequest)> {
     let text = &reference.tokens;
     let chat = &reference.continuations[12].prompt;
-    let seeded = |seed, temperature| SamplingParams { seed, temperature, top_p: 0.95, ..greedy() };
+    let seeded = |seed, temperature| SamplingParams { seed, temperature, top_p: 0.95, ..greedy(chat, 0).sampling };
     let penalised = SamplingParams {
         top_k: 50,
         min_p: 0.02,
@@ -122,14 +96,14 @@ fn subjects(reference: &Reference) -> Vec<(&'static str, GenerateRequest)> {
     let mut stopped = request(chat, 48, seeded(11, 0.9));
     stopped.stop.stop_strings = vec!["zebra".to_owned(), ". ".to_owned()];
     vec![
-        ("short greedy", request(&reference.continuations[0].prompt, 48, greedy())),
-        ("chat greedy", request(chat, 48, greedy())),
-        ("150-token greedy", request(&text[20..170], 32, greedy())),
+        ("short greedy", greedy(&reference.continuations[0].prompt, 48)),
+        ("chat greedy", greedy(chat, 48)),
+        ("150-token greedy", greedy(&text[20..170], 32)),
         ("one-token prompt, seeded", request(&text[..1], 32, seeded(3, 1.0))),
         ("90-token prompt, seeded, penalties and bias", request(&text[300..390], 40, penalised)),
         ("400-token prompt, seeded, prompt log-probabilities", long),
         ("chat, seeded, stop strings", stopped),
-        ("a text that repeats itself", request(&text[..50].repeat(3), 60, greedy())),
+        ("a text that repeats itself", greedy(&text[..50].repeat(3), 60)),
         ("a text that repeats itself, seeded", request(&text[..50].repeat(3), 60, seeded(4, 0.6))),
     ]
 }
@@ -141,9 +115,9 @@ fn others(reference: &Reference) -> Vec<GenerateRequest> {
         .map(|i| {
             let start = (i as usize * 53) % 500;
             let length = 1 + (i as usize * 37) % 140;
-            let sampling =
-                SamplingParams { seed: i, temperature: [0.0, 0.7, 1.3][i as usize % 3], top_k: 40, ..greedy() };
-            let mut other = request(&text[start..start + length], 4 + (i as u32 * 7) % 36, sampling);
+            let mut other = greedy(&text[start..start + length], 4 + (i as u32 * 7) % 36);
+            let temperature = [0.0, 0.7, 1.3][i as usize % 3];
+            other.sampling = SamplingParams { seed: i, temperature, top_k: 40, ..other.sampling };
             other.logprobs = (i % 4 == 0).then_some(2);
             other.stop.eos_token_ids.clear();
             other
@@ -154,9 +128,9 @@ fn others(reference: &Reference) -> Vec<GenerateRequest> {
 /// Ten requests that begin small, so that they are admitted together, and grow to more than a small pool holds.
 fn growing(reference: &Reference) -> impl Iterator<Item = GenerateRequest> {
     (0..10).map(|i| {
-        let sampling = SamplingParams { seed: i, temperature: 1.0, top_k: 40, ..greedy() };
         let start = 60 * i as usize;
-        let mut other = request(&reference.tokens[start..start + 8], 160, sampling);
+        let mut other = greedy(&reference.tokens[start..start + 8], 160);
+        other.sampling = SamplingParams { seed: i, temperature: 1.0, top_k: 40, ..other.sampling };
         other.stop.eos_token_ids.clear();
         other
     })
