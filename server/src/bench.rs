@@ -16,8 +16,9 @@ use rill_kernels::limits::{self, Limits};
 use rill_models::{Isa, ModelError, SourceOptions, WeightTraffic};
 
 use crate::cli::bench::BenchFlags;
-use crate::config::{ConfigError, Machine};
+use crate::config::ConfigError;
 use crate::fetch_progress::TerminalProgress;
+use crate::machine::Machine;
 use client::{Client, RequestError};
 use load::{Outcome, Target, Work};
 use own_server::OwnServer;

@@ -7,7 +7,7 @@ use rill_engine::{Grammar, LoadedAdapter};
 use serde_json::{Map, Value};
 
 use crate::answer::AnswerFormat;
-use crate::app::{AppState, Serving, Target};
+use crate::app::AppState;
 use crate::auth::Caller;
 use crate::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
 use crate::generation::Generation;
@@ -17,6 +17,7 @@ use crate::protocol::chat::{ChatFields, Message};
 use crate::protocol::sampling::SharedFields;
 use crate::reasoning::ReasoningFormat;
 use crate::routes::{choices_of, over_text, prompt_error};
+use crate::serving::{Serving, Target};
 use crate::structured::{self, GrammarText};
 use crate::tools::Tools;
 use crate::tools::grammar::of_forced_calls;

@@ -2,7 +2,7 @@
 //! nothing below asks again.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -14,7 +14,9 @@ use crate::auth::ApiKeys;
 use crate::body::BodyLimits;
 use crate::cli::serve::ServeFlags;
 use crate::event_stream::KEEP_ALIVE;
+use crate::flag_values::{Device, ReasoningParser};
 use crate::listen::ListenLimits;
+use crate::machine::Machine;
 use crate::sampling_defaults::GenerationConfig;
 use crate::tools::ToolFormat;
 
@@ -81,38 +83,6 @@ pub struct ServeConfig {
     pub lora_limits: AdapterLimits,
 }
 
-/// What embeddings are made of, where it is not left to the model's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum PoolingFlag {
-    /// The last token's hidden state.
-    Last,
-    /// The mean of all tokens' hidden states.
-    Mean,
-}
-
-impl From<PoolingFlag> for Pooling {
-    fn from(flag: PoolingFlag) -> Pooling {
-        match flag {
-            PoolingFlag::Last => Pooling::Last,
-            PoolingFlag::Mean => Pooling::Mean,
-        }
-    }
-}
-
-/// How thoughts are told from answers, where it is not left to the chat template.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum ReasoningParser {
-    None,
-    #[value(alias = "deepseek_r1", alias = "qwen3")]
-    Think,
-    Mistral,
-    Thought,
-    #[value(alias = "seed_oss")]
-    Seed,
-    #[value(alias = "cohere_command3")]
-    Cohere,
-}
-
 /// What the engine may use; sizes that depend on the model are worked out when it is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineLimits {
@@ -135,212 +105,6 @@ pub enum KvCacheBytes {
     Exactly(u64),
     /// A quarter of what this many available bytes are, or less if no request mix could use it.
     QuarterOf(u64),
-}
-
-/// `--device`: auto, cpu, cuda or cuda:N.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device(pub rill_models::Device);
-
-impl std::str::FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Device, String> {
-        let device = match text.split_once(':') {
-            None if text == "auto" => rill_models::Device::Auto,
-            None if text == "cpu" => rill_models::Device::Cpu,
-            None if text == "cuda" => rill_models::Device::Cuda(0),
-            Some(("cuda", number)) => match number.parse() {
-                Ok(number) => rill_models::Device::Cuda(number),
-                Err(_) => return Err(format!("{number:?} is no number of a CUDA device, such as cuda:0")),
-            },
-            _ => return Err("one of auto, cpu, cuda and cuda:N is wanted".to_owned()),
-        };
-        Ok(Device(device))
-    }
-}
-
-/// What computes the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum RunnerChoice {
-    /// Rill, or candle for architectures that only candle has.
-    Auto,
-    /// Rill.
-    Native,
-    /// candle-transformers: one sequence at a time on the CPU.
-    Candle,
-}
-
-impl From<RunnerChoice> for rill_models::Runner {
-    fn from(choice: RunnerChoice) -> rill_models::Runner {
-        match choice {
-            RunnerChoice::Auto => rill_models::Runner::Auto,
-            RunnerChoice::Native => rill_models::Runner::Native,
-            RunnerChoice::Candle => rill_models::Runner::Candle,
-        }
-    }
-}
-
-/// How keys and values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum KvCacheDtype {
-    /// bf16.
-    Auto,
-    #[value(alias = "bfloat16")]
-    Bf16,
-    /// Bytes, with a scale for every 32 dimensions of a token's head.
-    Int8,
-    /// On a GPU.
-    #[value(alias = "float16", alias = "half")]
-    F16,
-    /// 8-bit floats (e4m3), on a GPU.
-    #[value(alias = "fp8_e4m3")]
-    Fp8,
-}
-
-impl From<KvCacheDtype> for rill_models::KvDtype {
-    fn from(dtype: KvCacheDtype) -> rill_models::KvDtype {
-        match dtype {
-            KvCacheDtype::Auto | KvCacheDtype::Bf16 => rill_models::KvDtype::Bf16,
-            KvCacheDtype::Int8 => rill_models::KvDtype::Int8,
-            KvCacheDtype::F16 => rill_models::KvDtype::F16,
-            KvCacheDtype::Fp8 => rill_models::KvDtype::Fp8,
-        }
-    }
-}
-
-/// What float weights are quantised to as they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum WeightBits {
-    /// 4 bits a weight and a scale and a minimum for every 32; 8 bits for embeddings and head.
-    Q4,
-    /// 8 bits a weight and a scale for every 32.
-    Q8,
-}
-
-impl From<WeightBits> for rill_models::Quantize {
-    fn from(bits: WeightBits) -> rill_models::Quantize {
-        match bits {
-            WeightBits::Q4 => rill_models::Quantize::Q4,
-            WeightBits::Q8 => rill_models::Quantize::Q8,
-        }
-    }
-}
-
-/// What activations that meet bf16 weights are rounded to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum ComputeDtype {
-    /// Nothing on the CPU, bf16 on a GPU.
-    Auto,
-    /// Nothing.
-    #[value(alias = "f32", alias = "float")]
-    Float32,
-    /// bf16: up to twice the speed on processors with AVX512-BF16, logits within about 1 %.
-    #[value(alias = "bf16")]
-    Bfloat16,
-}
-
-impl ComputeDtype {
-    /// `None` for auto.
-    pub fn row_dtype(self) -> Option<rill_models::RowDtype> {
-        match self {
-            ComputeDtype::Auto => None,
-            ComputeDtype::Float32 => Some(rill_models::RowDtype::F32),
-            ComputeDtype::Bfloat16 => Some(rill_models::RowDtype::Bf16),
-        }
-    }
-}
-
-/// Instructions the CPU kernels use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum IsaChoice {
-    /// The fastest the processor has.
-    Auto,
-    /// AVX-512 with VNNI and BF16.
-    Avx512,
-    /// AVX2 with FMA, F16C and AVX-VNNI.
-    AvxVnni,
-    /// AVX2 with FMA and F16C.
-    Avx2,
-    /// NEON with byte dot products.
-    NeonDot,
-    /// NEON alone.
-    Neon,
-    /// Whatever the compiler makes of plain Rust.
-    Portable,
-}
-
-impl IsaChoice {
-    /// `None` for auto; an error if the processor lacks what was asked for.
-    pub fn instructions(self) -> Result<Option<rill_models::Isa>, ConfigError> {
-        use rill_models::Isa;
-        let isa = match self {
-            IsaChoice::Auto => return Ok(None),
-            IsaChoice::Avx512 => Isa::Avx512,
-            IsaChoice::AvxVnni => Isa::AvxVnni,
-            IsaChoice::Avx2 => Isa::Avx2,
-            IsaChoice::NeonDot => Isa::NeonDot,
-            IsaChoice::Neon => Isa::Neon,
-            IsaChoice::Portable => Isa::Portable,
-        };
-        if isa.available() {
-            return Ok(Some(isa));
-        }
-        let best = Isa::detect().name();
-        Err(ConfigError {
-            flag: "isa",
-            reason: format!("this processor has no {}; its best is {best}", isa.name()),
-        })
-    }
-}
-
-/// Facts about this machine that defaults come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Machine {
-    pub cores: usize,
-    pub available_bytes: u64,
-}
-
-impl Machine {
-    /// This machine, or this container of it.
-    pub fn detect() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let available = available_in(&meminfo).unwrap_or(4 << 30);
-        let room_in_group = cgroup_room().unwrap_or(u64::MAX);
-        Machine { cores, available_bytes: available.min(room_in_group) }
-    }
-}
-
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn available_in(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// What the memory limits of this process's control group, and of those it is in, leave; `None` where there are none.
-fn cgroup_room() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    // In a container the group seen from outside is the root seen from inside.
-    Path::new("/sys/fs/cgroup").join(own).ancestors().filter_map(group_room).min()
-}
-
-/// What one group's limit leaves. Files it has read count as its own, but make room when it is needed.
-fn group_room(group: &Path) -> Option<u64> {
-    let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
-    let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-    let used: u64 = read("memory.current")?.trim().parse().ok()?;
-    let stat = read("memory.stat").unwrap_or_default();
-    Some(limit.saturating_sub(used.saturating_sub(cached_in(&stat))))
-}
-
-/// Bytes of file pages in a group's `memory.stat` that the kernel can drop.
-fn cached_in(stat: &str) -> u64 {
-    let field = |line: &str| {
-        let (name, value) = line.split_once(' ')?;
-        ["active_file", "inactive_file"].contains(&name).then(|| value.trim().parse().unwrap_or(0))
-    };
-    stat.lines().filter_map(field).sum()
 }
 
 impl ServeConfig {

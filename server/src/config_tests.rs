@@ -93,13 +93,6 @@ fn the_cache_is_sized_from_the_machine_and_the_model() {
 }
 
 #[test]
-fn available_memory_is_read() {
-    let meminfo = "MemTotal:       24576 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
-    assert_eq!(available_in(meminfo), Some(2 << 20));
-    assert_eq!(available_in("nonsense"), None);
-}
-
-#[test]
 fn metrics_go_where_they_are_told_to() {
     let address = |arguments: &str| config(arguments).unwrap().metrics_address.map(|address| address.to_string());
     assert_eq!(address(""), None);
@@ -147,6 +140,4 @@ fn memory_to_plan_with() {
     assert_eq!(config("").unwrap().memory_bytes, 16 << 30);
     let config = config("--memory 4GiB").unwrap();
     assert_eq!((config.memory_bytes, config.engine.kv_cache_bytes), (4 << 30, KvCacheBytes::QuarterOf(4 << 30)));
-    let stat = "anon 5000\nfile 900\ninactive_file 300\nactive_file 400\nslab 7\n";
-    assert_eq!(cached_in(stat), 700);
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use rill_models::{Device, LoadOptions, LoadedModel, ModelError, Score, TokenizerError, Windows, perplexity};
 
 use crate::cli::perplexity::PerplexityFlags;
-use crate::config::{ConfigError, Machine};
+use crate::config::ConfigError;
 use crate::fetch_progress::TerminalProgress;
+use crate::machine::Machine;
 
 /// A text of more bytes is refused.
 const TEXT_BYTES_MAX: u64 = 256 << 20;

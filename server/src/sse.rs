@@ -8,13 +8,13 @@ use rill_engine::{Event, TokenLogprobs};
 use serde::Serialize;
 
 use crate::answer::{AnswerFormat, AnswerReader, Piece};
-use crate::app::Serving;
 use crate::event_stream::Frames;
 use crate::generation::finish_reason;
 use crate::logprob_format::{self, CompletionLogprobsBuilder};
 use crate::protocol::ApiError;
 use crate::protocol::logprobs::CompletionLogprobs;
 use crate::protocol::usage::UsageBody;
+use crate::serving::Serving;
 
 /// What all chunks of a stream have in common.
 pub struct StreamHead<'a> {

@@ -4,6 +4,7 @@ use super::load::Work;
 use super::neighbour::Neighbour;
 use crate::cli::bench::BenchFlags;
 use crate::config::ConfigError;
+use crate::flag_values::IsaChoice;
 
 /// Words in one request, streams and rounds have an end.
 const STREAMS_MAX: usize = 1024;
@@ -58,8 +59,7 @@ impl Plan {
             Some((name, url)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), url.to_owned())),
             _ => Err(ConfigError::new("peer", format!("must be name=http://host:port/v1, not {peer}"))),
         });
-        let own_flags =
-            [("threads", flags.threads.is_some()), ("isa", flags.isa != crate::config::IsaChoice::Auto)];
+        let own_flags = [("threads", flags.threads.is_some()), ("isa", flags.isa != IsaChoice::Auto)];
         for (flag, given) in own_flags.into_iter().chain([("url", !flags.serve.is_empty())]) {
             if flags.url.is_some() && given {
                 let reason = "flags for the server that is started make no sense with --url".to_owned();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::IsaChoice;
+use crate::flag_values::IsaChoice;
 
 /// Closed-loop load: so many streams, each asking again as soon as it is answered. Servers take turns in every round,
 /// so that whatever else the machine does hits all alike.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::models::SourceFlags;
-use crate::config::{ComputeDtype, IsaChoice, KvCacheDtype, WeightBits};
+use crate::flag_values::{ComputeDtype, IsaChoice, KvCacheDtype, WeightBits};
 
 /// How well a model foresees a text: e to the mean surprise of a token. Windows are read one by one; of each, tokens of
 /// the second half are scored, as llama.cpp's tool of that name does it.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::models::SourceFlags;
-use crate::config::{
+use crate::flag_values::{
     ComputeDtype, Device, IsaChoice, KvCacheDtype, PoolingFlag, ReasoningParser, RunnerChoice, WeightBits,
 };
 use crate::sampling_defaults::GenerationConfig;

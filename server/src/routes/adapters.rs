@@ -6,10 +6,11 @@ use std::sync::Arc;
 use axum::extract::State;
 
 use crate::adapters::AdapterError;
-use crate::app::{AppState, Serving};
+use crate::app::AppState;
 use crate::body::{JsonBytes, parse};
 use crate::protocol::ApiError;
 use crate::protocol::adapters::{LoadAdapterRequest, UnloadAdapterRequest};
+use crate::serving::Serving;
 
 pub async fn load(State(state): State<Arc<AppState>>, JsonBytes(body): JsonBytes) -> Result<String, ApiError> {
     let serving = allowed(&state)?;

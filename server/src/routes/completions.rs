@@ -9,7 +9,7 @@ use rill_engine::GenerateRequest;
 use rill_models::FillInTheMiddle;
 
 use super::{choices_of, encode_prompts, grammar_for, new_id, parse_generation};
-use crate::app::{AppState, Serving, Target, unix_seconds};
+use crate::app::{AppState, unix_seconds};
 use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::event_stream;
@@ -21,6 +21,7 @@ use crate::protocol::logprobs::CompletionLogprobs;
 use crate::protocol::prompt::Prompt;
 use crate::protocol::render::{RenderedCompletion, RenderedPrompt};
 use crate::protocol::usage::UsageBody;
+use crate::serving::{Serving, Target};
 use crate::sse::{Echo, FrameWriter, StreamHead, StreamKind};
 use crate::validate;
 

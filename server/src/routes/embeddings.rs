@@ -12,7 +12,7 @@ use rill_engine::{EmbedRequest, Event, Tenant};
 use rill_models::Pooling;
 
 use super::{encode_prompts, parse_generation};
-use crate::app::{AppState, Serving};
+use crate::app::AppState;
 use crate::auth::Caller;
 use crate::body::JsonBytes;
 use crate::protocol::ApiError;
@@ -20,6 +20,7 @@ use crate::protocol::embeddings::{
     EmbeddingOut, EmbeddingValues, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsUsage,
 };
 use crate::protocol::error::shorten;
+use crate::serving::Serving;
 use crate::validate;
 
 /// OpenAI's bound.

@@ -10,9 +10,10 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use rill_engine::{Health, HistogramSnapshot, Outcome, Stats};
 
-use crate::app::{AppState, Serving, unix_seconds};
+use crate::app::{AppState, unix_seconds};
 use crate::auth::ApiKeys;
 use crate::auth::account::{Account, Limit};
+use crate::serving::Serving;
 
 pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
     let mut page = Page::default();

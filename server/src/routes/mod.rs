@@ -21,13 +21,13 @@ use axum::http::request::Parts;
 use rill_engine::{GenerateRequest, Grammar, LoadedAdapter};
 use serde::de::DeserializeOwned;
 
-use crate::app::Serving;
 use crate::body::parse;
 use crate::prompt::PromptError;
 use crate::protocol::ApiError;
 use crate::protocol::prompt::Prompt;
 use crate::protocol::sampling::SharedFields;
 use crate::protocol::unsupported::UnsupportedField;
+use crate::serving::Serving;
 use crate::structured;
 use crate::validate::{self, SharedOptions};
 

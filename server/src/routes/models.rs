@@ -7,9 +7,10 @@ use axum::extract::State;
 
 use super::PathId;
 use crate::adapters::NamedAdapter;
-use crate::app::{AppState, Serving};
+use crate::app::AppState;
 use crate::protocol::ApiError;
 use crate::protocol::models::{ModelCard, ModelList};
+use crate::serving::Serving;
 
 pub async fn list(State(state): State<Arc<AppState>>) -> Result<Json<ModelList>, ApiError> {
     let serving = state.ready()?;
