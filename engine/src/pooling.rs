@@ -1,7 +1,10 @@
 //! Embeddings: a prompt computed like any other, whose hidden states become one vector instead of a next token.
 
+use std::sync::Arc;
+
 use rill_models::Pooling;
 
+use crate::adapter::LoadedAdapter;
 use crate::request::GenerateRequest;
 use crate::sequence::Tenant;
 
@@ -17,6 +20,8 @@ pub struct EmbedRequest {
     pub cache_salt: Option<String>,
     /// On whose behalf it runs.
     pub tenant: Tenant,
+    /// Runs with it.
+    pub adapter: Option<Arc<LoadedAdapter>>,
 }
 
 impl EmbedRequest {
@@ -26,6 +31,7 @@ impl EmbedRequest {
             priority: self.priority,
             tenant: self.tenant,
             cache_salt: self.cache_salt,
+            adapter: self.adapter,
             ..GenerateRequest::greedy(self.prompt, 0)
         };
         (request, self.pooling)
@@ -37,28 +43,30 @@ impl EmbedRequest {
 #[derive(Debug)]
 pub(crate) struct Pool {
     pooling: Pooling,
-    prompt_len: usize,
     /// The first position not taken in. A preempted prompt is computed again up to here, to no effect.
     next: usize,
+    /// The first position not wanted.
+    end: usize,
     sum: Vec<f64>,
 }
 
 impl Pool {
     pub(crate) fn new(pooling: Pooling, prompt_len: usize) -> Pool {
         let next = match pooling {
-            Pooling::Mean => 0,
+            Pooling::Mean | Pooling::Cls => 0,
             Pooling::Last | Pooling::Other => prompt_len - 1,
         };
-        Pool { pooling, prompt_len, next, sum: Vec::new() }
+        let end = if pooling == Pooling::Cls { 1 } else { prompt_len };
+        Pool { pooling, next, end, sum: Vec::new() }
     }
 
-    /// Whether every position must be computed: none may come from the prefix cache, which holds no hidden states.
+    /// Whether nothing may come from the prefix cache, which holds no hidden states.
     pub(crate) fn needs_all(pooling: Pooling) -> bool {
-        pooling == Pooling::Mean
+        matches!(pooling, Pooling::Mean | Pooling::Cls)
     }
 
     pub(crate) fn wants(&self, position: usize) -> bool {
-        (self.next..self.prompt_len).contains(&position)
+        (self.next..self.end).contains(&position)
     }
 
     /// Takes in the state of the next position wanted.
@@ -71,10 +79,10 @@ impl Pool {
 
     /// The embedding, once all wanted positions are in.
     pub(crate) fn finish(&self) -> Vec<f32> {
-        debug_assert_eq!(self.next, self.prompt_len);
+        debug_assert_eq!(self.next, self.end);
         let count = match self.pooling {
-            Pooling::Mean => self.prompt_len as f64,
-            Pooling::Last | Pooling::Other => 1.0,
+            Pooling::Mean => self.end as f64,
+            Pooling::Last | Pooling::Cls | Pooling::Other => 1.0,
         };
         self.sum.iter().map(|&sum| (sum / count) as f32).collect()
     }
@@ -85,10 +93,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mean_and_last() {
-        for (pooling, wanted, expected) in
-            [(Pooling::Mean, vec![0, 1, 2], vec![2.0, 4.0]), (Pooling::Last, vec![2], vec![3.0, 6.0])]
-        {
+    fn every_kind() {
+        for (pooling, wanted, expected) in [
+            (Pooling::Mean, vec![0, 1, 2], vec![2.0, 4.0]),
+            (Pooling::Last, vec![2], vec![3.0, 6.0]),
+            (Pooling::Cls, vec![0], vec![1.0, 2.0]),
+        ] {
             let mut pool = Pool::new(pooling, 3);
             let positions: Vec<usize> = (0..5).filter(|&position| pool.wants(position)).collect();
             assert_eq!(positions, wanted);

@@ -10,7 +10,7 @@ mod options;
 mod parallel;
 mod pip;
 mod select;
-mod spec;
+pub(crate) mod spec;
 mod transfer;
 
 use std::path::PathBuf;

@@ -11,6 +11,8 @@ pub enum PoolingFlag {
     Last,
     /// The mean of all tokens' hidden states.
     Mean,
+    /// The first token's hidden state.
+    Cls,
 }
 
 impl From<PoolingFlag> for Pooling {
@@ -18,6 +20,7 @@ impl From<PoolingFlag> for Pooling {
         match flag {
             PoolingFlag::Last => Pooling::Last,
             PoolingFlag::Mean => Pooling::Mean,
+            PoolingFlag::Cls => Pooling::Cls,
         }
     }
 }

@@ -70,31 +70,13 @@ impl Serving {
 
     /// What a request for `asked` runs: the model or one of its adapters; nothing and `default` mean the model.
     pub fn target(&self, asked: Option<&str>) -> Result<Target, ApiError> {
-        if let Some(name) = asked
-            && let Some(adapter) = self.adapters.get(name)
-        {
-            return Ok(Target { name: name.to_owned(), adapter: Some(adapter) });
+        let asked = asked.filter(|name| *name != "default").unwrap_or(&self.names[0]);
+        let adapter = self.adapters.get(asked);
+        if adapter.is_none() && !self.names.iter().any(|name| name == asked) {
+            let adapters = self.adapters.list().into_iter().map(|adapter| adapter.name);
+            let served: Vec<String> = self.names.iter().cloned().chain(adapters).collect();
+            return Err(ApiError::model_not_found(asked, &served));
         }
-        match self.model_name(asked) {
-            Ok(name) => Ok(Target { name: name.to_owned(), adapter: None }),
-            Err(_) => {
-                let adapters = self.adapters.list().into_iter().map(|adapter| adapter.name);
-                let served: Vec<String> = self.names.iter().cloned().chain(adapters).collect();
-                Err(ApiError::model_not_found(asked.unwrap_or_default(), &served))
-            }
-        }
-    }
-
-    /// The name to answer with, if `asked` is the model itself; nothing and `default` mean its first name.
-    pub fn model_name(&self, asked: Option<&str>) -> Result<&str, ApiError> {
-        match asked {
-            None | Some("default") => Ok(&self.names[0]),
-            Some(asked) => self
-                .names
-                .iter()
-                .find(|name| *name == asked)
-                .map(String::as_str)
-                .ok_or_else(|| ApiError::model_not_found(asked, &self.names)),
-        }
+        Ok(Target { name: asked.to_owned(), adapter })
     }
 }

@@ -102,6 +102,52 @@ fn adapters_are_models_of_their_own() {
     server.assert_idle_soon();
 }
 
+/// Embeddings of two texts with each of `models`.
+fn embeddings(server: &ServerProcess, models: &[&str]) -> Vec<Vec<f64>> {
+    let ask = |model: &&str| {
+        // Long enough for blocks of the first to be found by the second.
+        let inputs: [Vec<u32>; 2] = [(3..43).collect(), (3..63).collect()];
+        let response = server.post("/v1/embeddings", &json!({"model": model, "input": inputs}).to_string());
+        assert_eq!(response.status, 200, "{}", response.text());
+        let answer = response.json();
+        assert_eq!(answer["model"], *model);
+        let data = answer["data"].as_array().expect("a list").clone();
+        data.into_iter()
+            .flat_map(|one| {
+                one["embedding"]
+                    .as_array()
+                    .expect("values")
+                    .iter()
+                    .map(|v| v.as_f64().expect("a number"))
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    models.iter().map(ask).collect()
+}
+
+#[test]
+fn embeddings_with_an_adapter_are_those_of_merged_weights() {
+    let model = &tiny_models::all()["llama"];
+    let adapter = TinyAdapter::new(model, 1, Scales::Plain);
+    let (base, one, merged) = (tempfile::tempdir(), tempfile::tempdir(), tempfile::tempdir());
+    let (base, one, merged) = (base.expect("a folder"), one.expect("a folder"), merged.expect("a folder"));
+    model.write_directory(base.path(), true);
+    model.write_directory_with(merged.path(), &adapter.merged(model), true);
+    adapter.write_directory(one.path());
+    for pooling in ["last", "mean", "cls"] {
+        let named = format!("one={}", text(&one));
+        let server = start(&base, &["--lora", &named, "--pooling", pooling]);
+        let given = embeddings(&server, &["base", "one", "base"]);
+        let expected = embeddings(&start(&merged, &["--pooling", pooling]), &["base"]);
+        let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(distance(&given[1], &expected[0]) < 0.01, "{pooling}: {}", distance(&given[1], &expected[0]));
+        assert!(distance(&given[0], &expected[0]) > 0.05, "{pooling}: the adapter changes little");
+        assert_eq!(given[0], given[2], "{pooling}: the model's own are not the adapter's");
+        server.assert_idle_soon();
+    }
+}
+
 #[test]
 fn adapters_come_and_go_while_the_server_runs() {
     let (base, [one, two, three]) = folders();

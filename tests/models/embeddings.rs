@@ -93,8 +93,14 @@ fn engine(dir: &Path, config: EngineConfig) -> EngineHandle {
 
 fn embed(engine: &EngineHandle, prompts: &[&[u32]], pooling: Pooling) -> Vec<Vec<f32>> {
     let submit = |prompt: &&[u32]| {
-        let request =
-            EmbedRequest { prompt: prompt.to_vec(), pooling, priority: 0, cache_salt: None, tenant: None };
+        let request = EmbedRequest {
+            prompt: prompt.to_vec(),
+            pooling,
+            priority: 0,
+            cache_salt: None,
+            tenant: None,
+            adapter: None,
+        };
         engine.embed(request).expect("taken")
     };
     let streams: Vec<_> = prompts.iter().map(submit).collect();
@@ -139,9 +145,11 @@ fn embeddings_are_the_hidden_states_however_they_are_computed() {
     ] {
         let engine = engine(dir.path(), config);
         for round in 0..2 {
-            for (pooling, expected) in
-                [(Pooling::Last, &last as &dyn Fn(usize) -> Vec<f32>), (Pooling::Mean, &mean)]
-            {
+            for (pooling, expected) in [
+                (Pooling::Last, &last as &dyn Fn(usize) -> Vec<f32>),
+                (Pooling::Mean, &mean),
+                (Pooling::Cls, &|_| last(1)),
+            ] {
                 for (got, len) in embed(&engine, &prompts, pooling).into_iter().zip(lens) {
                     assert_eq!(got, expected(len), "{what}, round {round}, {pooling:?} of {len}");
                 }

@@ -192,17 +192,33 @@ pub(super) struct JsonFile {
 
 impl JsonFile {
     fn read(path: &Path) -> Result<JsonFile, ModelError> {
+        let file = Self::read_any(path)?;
+        if file.root.is_object() { Ok(file) } else { Err(file.error("must be a JSON object")) }
+    }
+
+    fn read_any(path: &Path) -> Result<JsonFile, ModelError> {
         let path_text = path.display().to_string();
         let text = std::fs::read(path).map_err(|e| ModelError::Source(format!("{path_text}: {e}")))?;
         match serde_json::from_slice::<Value>(&text) {
-            Ok(root) if root.is_object() => Ok(JsonFile { path: path_text, root }),
-            Ok(_) => Err(ModelError::Format { path: path_text, reason: "must be a JSON object".to_owned() }),
+            Ok(root) => Ok(JsonFile { path: path_text, root }),
             Err(e) => Err(ModelError::Format { path: path_text, reason: format!("is not valid JSON: {e}") }),
         }
     }
 
     pub(super) fn read_if_there(path: &Path) -> Result<Option<JsonFile>, ModelError> {
         if path.is_file() { Self::read(path).map(Some) } else { Ok(None) }
+    }
+
+    /// The items of a file that holds a list; none if there is no such file.
+    pub(super) fn read_list_if_there(path: &Path) -> Result<Vec<Value>, ModelError> {
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let mut file = Self::read_any(path)?;
+        match file.root.take() {
+            Value::Array(items) => Ok(items),
+            _ => Err(file.error("must be a JSON array")),
+        }
     }
 
     fn error(&self, reason: impl Into<String>) -> ModelError {

@@ -8,13 +8,14 @@ use serde_json::Value;
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Read where present, beside config.json and tokenizer.json.
-const OPTIONAL: [&str; 6] = [
+const OPTIONAL: [&str; 7] = [
     INDEX,
     "tokenizer_config.json",
     "generation_config.json",
     "chat_template.jinja",
     "quantize_config.json",
     "quant_config.json",
+    "modules.json",
 ];
 
 /// Quantisations tried in this order when none is asked for: good quality for the memory first.
@@ -39,11 +40,15 @@ pub(super) fn select(listing: &[String], pick: Option<&str>) -> Result<Selection
             return Err("has safetensors weights but no tokenizer.json, which is needed".to_owned());
         }
         let names = ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL);
-        let templates = listing
-            .iter()
-            .filter(|file| file.starts_with("additional_chat_templates/") && file.ends_with(".jinja"));
+        // Whatever folder modules.json names for the pooling, it holds nothing else that is called so.
+        let is_more = |file: &str| match file.split_once('/') {
+            Some(("additional_chat_templates", name)) => name.ends_with(".jinja"),
+            Some((_, name)) => name == "config.json" && has("modules.json"),
+            None => false,
+        };
+        let more = listing.iter().filter(|file| is_more(file)).cloned();
         return Ok(Selection::Safetensors {
-            files: names.filter(|name| has(name)).map(str::to_owned).chain(templates.cloned()).collect(),
+            files: names.filter(|name| has(name)).map(str::to_owned).chain(more).collect(),
         });
     }
     let first = pick_gguf(listing, pick)?;
@@ -217,6 +222,16 @@ mod tests {
         assert_eq!(
             select_in("tokenizer.json model.safetensors config.json x.bin generation_config.json x.gguf"),
             Ok(files("config.json tokenizer.json generation_config.json"))
+        );
+        assert_eq!(
+            select_in(
+                "1_Pooling/config.json config.json model.safetensors modules.json tokenizer.json onnx/x.json"
+            ),
+            Ok(files("config.json tokenizer.json modules.json 1_Pooling/config.json"))
+        );
+        assert_eq!(
+            select_in("onnx/config.json config.json model.safetensors tokenizer.json"),
+            Ok(files("config.json tokenizer.json"))
         );
         assert!(select_in("config.json model.safetensors").unwrap_err().contains("tokenizer.json"));
         let listing = ["consolidated.safetensors", "b.safetensors", "a.safetensors", "x/y.safetensors"];

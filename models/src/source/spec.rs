@@ -87,7 +87,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Names joined by slashes, with which nobody can leave a directory.
-pub(super) fn is_path(text: &str) -> bool {
+pub(crate) fn is_path(text: &str) -> bool {
     text.len() <= NAME_LEN_MAX
         && text.split('/').all(|part| {
             !part.is_empty()

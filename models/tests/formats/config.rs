@@ -150,7 +150,7 @@ fn pooling_and_fill_in_the_middle() {
     let plain = read(&gguf()).unwrap();
     assert_eq!((plain.pooling, plain.fill_in_the_middle), (None, None));
     for (number, expected) in
-        [(0, None), (1, Some(Pooling::Mean)), (2, Some(Pooling::Other)), (3, Some(Pooling::Last))]
+        [(0, None), (1, Some(Pooling::Mean)), (2, Some(Pooling::Cls)), (3, Some(Pooling::Last))]
     {
         let file = gguf().set("llama.pooling_type", Value::U32(number));
         assert_eq!(read(&file).unwrap().pooling, expected, "{number}");
@@ -172,6 +172,31 @@ fn pooling_and_fill_in_the_middle() {
         ),
     ]);
     assert_eq!(pooled.unwrap().pooling, Some(Pooling::Mean));
+    // What comes after the pooling is told by another file, which also names the folder.
+    let with_modules = |kinds: &str, pooling: &str| {
+        let modules: Vec<String> = kinds
+            .split(' ')
+            .enumerate()
+            .map(|(index, kind)| {
+                format!(
+                    r#"{{"idx":{index},"path":"{index}_{kind}","type":"sentence_transformers.models.{kind}"}}"#
+                )
+            })
+            .collect();
+        read_dir_with(&[
+            ("config.json", llama_json().to_string()),
+            ("modules.json", format!("[{}]", modules.join(","))),
+            (pooling, r#"{"pooling_mode_lasttoken":true}"#.to_owned()),
+        ])
+    };
+    for (kinds, pooling, expected) in [
+        ("Transformer Pooling Normalize", "1_Pooling/config.json", Some(Pooling::Last)),
+        ("Transformer Normalize Pooling", "2_Pooling/config.json", Some(Pooling::Last)),
+        ("Transformer Pooling Dense", "1_Pooling/config.json", Some(Pooling::Other)),
+        ("Transformer Pooling", "2_Pooling/config.json", None),
+    ] {
+        assert_eq!(with_modules(kinds, pooling).unwrap().pooling, expected, "{kinds}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use rill_engine::{EmbedRequest, Event, Tenant};
+use rill_engine::{EmbedRequest, Event};
 use rill_models::Pooling;
 
 use super::{encode_prompts, parse_generation};
@@ -20,7 +20,7 @@ use crate::protocol::embeddings::{
     EmbeddingOut, EmbeddingValues, EmbeddingsRequest, EmbeddingsResponse, EmbeddingsUsage,
 };
 use crate::protocol::error::shorten;
-use crate::serving::Serving;
+use crate::serving::{Serving, Target};
 use crate::validate;
 
 /// OpenAI's bound.
@@ -34,10 +34,13 @@ pub async fn embeddings(
     let (serving, _in_flight) = state.enter()?;
     let (_, request) = parse_generation::<EmbeddingsRequest>(&body)?;
     drop(body);
-    let model = serving.model_name(request.model.as_deref())?.to_owned();
+    let Target { name: model, adapter } = serving.target(request.model.as_deref())?;
     let width = serving.engine.hidden_size();
     if width == 0 || serving.pooling == Pooling::Other {
-        return Err(ApiError::invalid("model", "this model makes no embeddings: see --pooling"));
+        return Err(ApiError::invalid(
+            "model",
+            "this model's files ask for embeddings of a kind that is not implemented, if for any: see --pooling",
+        ));
     }
     let as_base64 = match request.encoding_format.as_deref() {
         None | Some("float") => false,
@@ -66,7 +69,17 @@ pub async fn embeddings(
     let engine = serving.engine.config();
     let window = engine.max_running.min(engine.max_waiting).max(1);
     let answered: Vec<(Vec<f32>, u64)> = stream::iter(encoded)
-        .map(|(_, prompt)| embed(&serving, prompt, priority, caller.name().cloned()))
+        .map(|(_, prompt)| {
+            let request = EmbedRequest {
+                prompt,
+                pooling: serving.pooling,
+                priority,
+                cache_salt: None,
+                tenant: caller.name().cloned(),
+                adapter: adapter.clone(),
+            };
+            embed(&serving, request)
+        })
         .buffered(window)
         .try_collect()
         .await
@@ -92,14 +105,8 @@ pub async fn embeddings(
 }
 
 /// One prompt's pooled hidden state, and its tokens.
-async fn embed(
-    serving: &Serving,
-    prompt: Vec<u32>,
-    priority: i32,
-    tenant: Tenant,
-) -> Result<(Vec<f32>, u64), ApiError> {
-    let tokens = prompt.len() as u64;
-    let request = EmbedRequest { prompt, pooling: serving.pooling, priority, cache_salt: None, tenant };
+async fn embed(serving: &Serving, request: EmbedRequest) -> Result<(Vec<f32>, u64), ApiError> {
+    let tokens = request.prompt.len() as u64;
     let mut stream = serving.engine.embed(request)?;
     let mut embedding = None;
     while let Some(event) = stream.next().await {
