@@ -19,6 +19,7 @@ use crate::softmax::RowError;
 use crate::speculate::{Drafter, Payoff};
 use crate::stats::{BacklogPlace, Outcome, Stats};
 use crate::step_logits::{Row, StepLogits};
+use crate::step_loop::Clock;
 use crate::stop::StopMatcher;
 
 /// What the step computed of one sequence.
@@ -34,6 +35,8 @@ pub(crate) struct ComputedRows<'a> {
 /// What it takes to make tokens and events of logits.
 pub(crate) struct Output<'a> {
     pub(crate) sampler: &'a mut Sampler,
+    pub(crate) clock: &'a Clock,
+    pub(crate) stats: &'a Stats,
     pub(crate) text: &'a dyn TokenText,
     pub(crate) events: &'a mut Vec<(SequenceKey, Event)>,
 }
@@ -291,8 +294,8 @@ impl Generation {
         row: Row<'_>,
         output: &mut Output<'_>,
     ) -> Result<(u32, bool), SequenceFailure> {
-        let (token, logprobs) = self.draw(row, output.sampler)?;
-        let (delta, end) = self.accept(token, output.text)?;
+        let (token, logprobs) = self.draw(row, output)?;
+        let (delta, end) = self.accept(token, output)?;
         let logprobs = logprobs.into_iter().collect();
         output.events.push((sequence.key(), Event::Delta { text: delta, token_ids: vec![token], logprobs }));
         if let Some(reason) = end {
@@ -323,8 +326,9 @@ impl Generation {
     fn draw(
         &mut self,
         row: Row<'_>,
-        sampler: &mut Sampler,
+        output: &mut Output<'_>,
     ) -> Result<(u32, Option<TokenLogprobs>), SequenceFailure> {
+        let sampler = &mut *output.sampler;
         let row = match row {
             Row::Whole(row) => row,
             Row::Best(best) => {
@@ -335,7 +339,13 @@ impl Generation {
         let minimum_reached = self.generated >= self.request.stop.min_tokens as usize;
         let mut tokens = if minimum_reached { &self.grammar_ends[..] } else { &self.masked };
         let mask = match &mut self.constraint {
-            Some(constraint) => Some(constraint.mask().map_err(SequenceFailure::grammar)?),
+            Some(constraint) => {
+                let asked = output.clock.now_us();
+                let mask = constraint.mask().map_err(SequenceFailure::grammar)?;
+                output.stats.grammar_us.add(output.clock.now_us().saturating_sub(asked));
+                output.stats.grammar_tokens.add(1);
+                Some(mask)
+            }
             None => None,
         };
         // A grammar that can only end now does.
@@ -381,8 +391,9 @@ impl Generation {
     fn accept(
         &mut self,
         token: u32,
-        text: &dyn TokenText,
+        output: &Output<'_>,
     ) -> Result<(String, Option<FinishReason>), SequenceFailure> {
+        let text = output.text;
         self.generated += 1;
         self.history.push(token);
         let stop = &self.request.stop;
@@ -400,10 +411,12 @@ impl Generation {
             Some(FinishReason::StopToken(_)) => stop.include_stop_str,
             Some(_) => false,
         };
-        if let (Some(constraint), None) = (&mut self.constraint, reason)
-            && constraint.accept(token).map_err(SequenceFailure::grammar)?
-        {
-            reason = Some(FinishReason::Complete);
+        if let (Some(constraint), None) = (&mut self.constraint, reason) {
+            let given = output.clock.now_us();
+            if constraint.accept(token).map_err(SequenceFailure::grammar)? {
+                reason = Some(FinishReason::Complete);
+            }
+            output.stats.grammar_us.add(output.clock.now_us().saturating_sub(given));
         }
         if shown {
             self.detokenizer.push(token, text, &mut piece);

@@ -193,6 +193,12 @@ pub struct Stats {
     pub blocks_lost: Counter,
     /// Forward passes.
     pub steps: Counter,
+    /// Microseconds of steps, from the batch to its tokens.
+    pub step_us: Counter,
+    /// Tokens drawn under a grammar.
+    pub grammar_tokens: Counter,
+    /// Microseconds of steps in which the engine waited for token masks, or followed grammars itself.
+    pub grammar_us: Counter,
     pub time_to_first_token_seconds: Histogram,
     pub inter_token_latency_seconds: Histogram,
     /// Mean gap between a request's tokens.
@@ -250,6 +256,9 @@ impl Stats {
             blocks_restored: Counter::default(),
             blocks_lost: Counter::default(),
             steps: Counter::default(),
+            step_us: Counter::default(),
+            grammar_tokens: Counter::default(),
+            grammar_us: Counter::default(),
             time_to_first_token_seconds: Histogram::new(&FIRST_TOKEN_SECONDS),
             inter_token_latency_seconds: Histogram::new(&PER_TOKEN_SECONDS),
             request_time_per_output_token_seconds: Histogram::new(&PER_TOKEN_SECONDS),

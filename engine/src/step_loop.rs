@@ -553,6 +553,7 @@ impl EngineCore {
             let entry = self.scheduler.plan().entries[place];
             let sequence = &self.scheduler.running()[entry.index];
             self.new_tokens.clear();
+            let stats = &self.shared.stats;
             let Some(generation) = self.generations.get_mut(&entry.key) else { continue };
             let rows = (self.batch.logit_starts[place], self.batch.logit_starts[place + 1]);
             let computed = ComputedRows { sequence, entry, logits: &self.logits, rows };
@@ -560,10 +561,15 @@ impl EngineCore {
             let was_prefilling = !generation.prompt_done();
             let (new, mut output) = (
                 &mut self.new_tokens,
-                Output { sampler: &mut self.sampler, text: &*self.text, events: &mut self.outbox },
+                Output {
+                    sampler: &mut self.sampler,
+                    clock: &self.clock,
+                    stats,
+                    text: &*self.text,
+                    events: &mut self.outbox,
+                },
             );
             let taken = contained(|| generation.take_rows(computed, &mut output, new));
-            let stats = &self.shared.stats;
             if was_prefilling && generation.prompt_done() {
                 stats.prompt_tokens.add(generation.prompt_len() as u64);
             }
@@ -604,8 +610,13 @@ impl EngineCore {
                 let Some(sequence) = self.scheduler.running_sequence(key) else { continue };
                 generation.admit(now);
                 let events_before = self.outbox.len();
-                let mut output =
-                    Output { sampler: &mut self.sampler, text: &*self.text, events: &mut self.outbox };
+                let mut output = Output {
+                    sampler: &mut self.sampler,
+                    clock: &self.clock,
+                    stats: &self.shared.stats,
+                    text: &*self.text,
+                    events: &mut self.outbox,
+                };
                 match contained(|| generation.take_first_row(sequence, self.logits.row(row), &mut output)) {
                     Ok((token, last)) => {
                         self.scheduler.append(key, token);
@@ -625,7 +636,9 @@ impl EngineCore {
             let work = if entry.end() - entry.start > 1 { &mut prompts } else { &mut streams };
             work.add_tokens(entry.start + entry.count, entry.count);
         }
-        self.pace.observe(streams, prompts, self.clock.now_us().saturating_sub(started_us) as f64 * 1e-6);
+        let step_us = self.clock.now_us().saturating_sub(started_us);
+        self.shared.stats.step_us.add(step_us);
+        self.pace.observe(streams, prompts, step_us as f64 * 1e-6);
     }
 
     /// The step's sequences end; what it was to copy or compute is lost with them.

@@ -112,7 +112,7 @@ async fn measure(flags: &BenchFlags, plan: &Plan, isa: Isa) -> Result<Report, Be
             None => client.model().await,
         };
         let target = Target { name, client, model };
-        let first = target.client.complete(&target.model, "Once upon a time", 1).await;
+        let first = target.client.complete(&target.model, "Once upon a time", 1, false).await;
         first.map_err(|error| BenchError::Target { server: target.name.clone(), error })?;
         if let (Some(server), Some(ready_s), None) = (&server, ready_s, &start) {
             start = Some(Start {

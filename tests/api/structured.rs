@@ -216,3 +216,46 @@ fn preemption_changes_nothing() {
     assert_eq!(roomy, tight);
     roomy.iter().for_each(|text| assert_person(text));
 }
+
+#[test]
+fn what_grammars_take_is_counted() {
+    let server = test_server::start();
+    let value = |name: &str| -> f64 {
+        let page = server.get("/metrics").text();
+        let line = page.lines().find(|line| line.starts_with(&format!("{name}{{")));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("{name}: {page}"))
+    };
+    complete(&server, json!({}));
+    assert_eq!((value("rill_grammar_tokens_total"), value("rill_grammar_seconds_total")), (0.0, 0.0));
+    let without = value("rill_step_seconds_total");
+    assert!(without > 0.0);
+    let answer = server.ok(COMPLETIONS, body(json!({"guided_json": person(), "n": 2})));
+    assert_eq!(value("rill_grammar_tokens_total"), answer["usage"]["completion_tokens"].as_f64().unwrap());
+    let (grammars, steps) = (value("rill_grammar_seconds_total"), value("rill_step_seconds_total") - without);
+    assert!(grammars > 0.0 && grammars < steps, "{grammars} s of {steps} s");
+}
+
+#[test]
+fn structured_outputs_by_kind() {
+    let server = test_server::start();
+    let text = |outputs: Value| complete(&server, json!({"structured_outputs": outputs})).0;
+    assert_eq!(text(json!({"regex": "a{3}"})), "aaa");
+    assert!(["left", "right"].contains(&text(json!({"choice": ["left", "right"]})).as_str()));
+    let one = json!({"type": "array", "items": {"const": 1}, "minItems": 2, "maxItems": 2});
+    let spaced = text(json!({"json": one, "whitespace_pattern": " {2}"}));
+    assert!(spaced.contains("  ") && spaced.replace(' ', "") == "[1,1]", "{spaced}");
+    assert_eq!(text(json!({"json": one, "disable_any_whitespace": true})), "[1,1]");
+    assert!(text(json!({"json_object": true})).starts_with('{'));
+    for (outputs, part) in [
+        (json!({"structural_tag": "{}"}), "structural_tag is not supported"),
+        (
+            json!({"json": one, "disable_additional_properties": true}),
+            "disable_additional_properties is not supported",
+        ),
+        (json!({"regex": "a", "choice": ["b"]}), "only one of"),
+    ] {
+        let refused = server.post(COMPLETIONS, &body(json!({"structured_outputs": outputs})).to_string());
+        assert_eq!(refused.status, 400, "{outputs}: {}", refused.text());
+        assert!(refused.text().contains(part), "{}", refused.text());
+    }
+}

@@ -46,6 +46,46 @@ pub struct Sample {
     pub gaps: Vec<Duration>,
 }
 
+/// Of an engine since its start.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EngineCounts {
+    pub steps: f64,
+    pub step_s: f64,
+    /// Tokens drawn under grammars, and the time of steps that these took.
+    pub grammar_tokens: f64,
+    pub grammar_s: f64,
+}
+
+impl std::ops::Sub for EngineCounts {
+    type Output = EngineCounts;
+
+    fn sub(self, earlier: EngineCounts) -> EngineCounts {
+        EngineCounts {
+            steps: self.steps - earlier.steps,
+            step_s: self.step_s - earlier.step_s,
+            grammar_tokens: self.grammar_tokens - earlier.grammar_tokens,
+            grammar_s: self.grammar_s - earlier.grammar_s,
+        }
+    }
+}
+
+/// `response_format` of documents as programs ask for them, longer than anybody waits.
+fn document_format() -> Value {
+    let person = serde_json::json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "age": {"type": "integer", "minimum": 0, "maximum": 130},
+            "role": {"enum": ["author", "editor", "reader"]},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["name", "age", "role", "tags"],
+        "additionalProperties": false,
+    });
+    let schema = serde_json::json!({"type": "array", "items": person, "minItems": 1000});
+    serde_json::json!({"type": "json_schema", "json_schema": {"name": "people", "schema": schema, "strict": true}})
+}
+
 impl Client {
     /// For a base address such as `http://127.0.0.1:8000/v1`.
     pub fn new(url: &str, api_key: Option<String>) -> Result<Client, RequestError> {
@@ -99,19 +139,38 @@ impl Client {
         page.ok().and_then(first).unwrap_or_else(|| "default".to_owned())
     }
 
-    /// Steps rill's engine has run, where it is rill.
-    pub async fn steps(&self) -> Option<f64> {
+    /// What rill's engine has counted so far, where it is rill.
+    pub async fn counts(&self) -> Option<EngineCounts> {
         let page = self.get("/metrics").await.ok()?;
-        let line = page.lines().find(|line| line.starts_with("rill_steps_total"))?;
-        line.rsplit(' ').next()?.parse().ok()
+        let value = |name: &str| -> Option<f64> {
+            let line =
+                page.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')))?;
+            line.rsplit(' ').next()?.parse().ok()
+        };
+        Some(EngineCounts {
+            steps: value("rill_steps_total")?,
+            step_s: value("rill_step_seconds_total")?,
+            grammar_tokens: value("rill_grammar_tokens_total")?,
+            grammar_s: value("rill_grammar_seconds_total")?,
+        })
     }
 
-    /// Streams a greedy completion of exactly `max_tokens` tokens, if the server honours `ignore_eos`.
-    pub async fn complete(&self, model: &str, prompt: &str, max_tokens: usize) -> Result<Sample, RequestError> {
-        let body = serde_json::json!({
+    /// Streams a greedy completion of exactly `max_tokens` tokens, if the server honours `ignore_eos`; `structured`: one
+    /// that begins a JSON document.
+    pub async fn complete(
+        &self,
+        model: &str,
+        prompt: &str,
+        max_tokens: usize,
+        structured: bool,
+    ) -> Result<Sample, RequestError> {
+        let mut body = serde_json::json!({
             "model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": true,
             "ignore_eos": true, "stream_options": {"include_usage": true},
         });
+        if structured {
+            body["response_format"] = document_format();
+        }
         tokio::time::timeout(REQUEST_TIME_MAX, self.stream(body.to_string()))
             .await
             .map_err(|_| RequestError(format!("no end after {} s", REQUEST_TIME_MAX.as_secs())))?

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::client::{Client, RequestError, Sample};
+use super::client::{Client, EngineCounts, RequestError, Sample};
 use super::prompts::prompt;
 
 /// What is asked of a server.
@@ -20,15 +20,18 @@ pub struct Work {
     pub max_tokens: usize,
     /// Counted in prompt tokens a second; otherwise in those generated.
     pub is_prefill: bool,
+    /// The answers must be JSON documents.
+    pub structured: bool,
 }
 
 impl Work {
     pub fn name(&self) -> String {
-        match (self.is_prefill, self.streams) {
+        let name = match (self.is_prefill, self.streams) {
             (true, _) => "prefill".to_owned(),
             (false, 1) => "1 stream".to_owned(),
             (false, streams) => format!("{streams} streams"),
-        }
+        };
+        if self.structured { name + " of JSON" } else { name }
     }
 }
 
@@ -46,8 +49,8 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     pub errors: Vec<RequestError>,
     pub time: Duration,
-    /// Engine steps it took, where the server tells.
-    pub steps: Option<f64>,
+    /// What the engine counted meanwhile, where the server tells.
+    pub engine: Option<EngineCounts>,
 }
 
 impl Outcome {
@@ -68,7 +71,7 @@ impl Outcome {
 
 /// Runs `work` on `target`; prompts are drawn by `seed`, which must differ from run to run if no cache is to help.
 pub async fn run(work: &Work, target: &Target, seed: u64) -> Outcome {
-    let steps_before = target.client.steps().await;
+    let before = target.client.counts().await;
     let next = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
     let mut streams = JoinSet::new();
@@ -82,7 +85,8 @@ pub async fn run(work: &Work, target: &Target, seed: u64) -> Outcome {
                     return results;
                 }
                 let prompt = prompt(seed.wrapping_mul(1_000_003).wrapping_add(index as u64), work.prompt_words);
-                results.push(target.client.complete(&target.model, &prompt, work.max_tokens).await);
+                let answer = target.client.complete(&target.model, &prompt, work.max_tokens, work.structured);
+                results.push(answer.await);
             }
         });
     }
@@ -97,9 +101,6 @@ pub async fn run(work: &Work, target: &Target, seed: u64) -> Outcome {
         }
     }
     outcome.time = start.elapsed();
-    outcome.steps = match (steps_before, target.client.steps().await) {
-        (Some(before), Some(after)) => Some(after - before),
-        _ => None,
-    };
+    outcome.engine = before.zip(target.client.counts().await).map(|(before, after)| after - before);
     outcome
 }

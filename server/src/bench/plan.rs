@@ -43,7 +43,11 @@ impl Plan {
         for &streams in &flags.streams {
             let streams = within("streams", streams, 1, STREAMS_MAX)?;
             let requests = (2 * streams).max(REQUESTS_MIN);
-            works.push(Work { streams, requests, prompt_words, max_tokens, is_prefill: false });
+            let work = Work { streams, requests, prompt_words, max_tokens, is_prefill: false, structured: false };
+            works.push(work.clone());
+            if flags.structured {
+                works.push(Work { structured: true, ..work });
+            }
         }
         if within("prefill", flags.prefill, 0, WORDS_MAX)? > 0 {
             works.push(Work {
@@ -52,6 +56,7 @@ impl Plan {
                 prompt_words: flags.prefill,
                 max_tokens: PREFILL_TOKENS,
                 is_prefill: true,
+                structured: false,
             });
         }
         within("peer", flags.peer.len(), 0, PEERS_MAX)?;
@@ -98,6 +103,13 @@ mod tests {
         let expected =
             [("1 stream", 4), ("8 streams", 16), ("16 streams", 32), ("32 streams", 64), ("prefill", 12)];
         assert_eq!(found, expected.map(|(name, requests)| (name.to_owned(), requests)));
+    }
+
+    #[test]
+    fn each_number_of_streams_is_measured_with_grammars_too() {
+        let plan = plan("--streams 1,16 --prefill 0 --structured").unwrap();
+        let names: Vec<_> = plan.works.iter().map(Work::name).collect();
+        assert_eq!(names, ["1 stream", "1 stream of JSON", "16 streams", "16 streams of JSON"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use rill_kernels::limits::Limits;
 use rill_models::WeightTraffic;
 use serde::Serialize;
 
+use super::client::EngineCounts;
 use super::load::{Outcome, Work};
 
 /// Median of several rounds, with the least and the most.
@@ -81,6 +82,12 @@ pub struct Line {
     pub ratio: Option<Spread>,
     /// This rate ÷ the same server's without the neighbour, round by round.
     pub share_of_quiet: Option<Spread>,
+    /// This rate ÷ that of the same streams without a grammar, round by round.
+    pub share_of_free: Option<Spread>,
+    /// Of answers that must match a grammar, where the server tells: share of the steps' time that went into it, and
+    /// microseconds of that a token.
+    pub grammar_share: Option<f64>,
+    pub grammar_us: Option<f64>,
     /// Of the memory bandwidth for one stream, of the int8 rate for the rest.
     pub share_of_limit: Option<f64>,
     /// Multiply-accumulates for each byte of weights read, and billions of them a second.
@@ -164,7 +171,14 @@ impl Line {
         let prompt: f64 = outcomes.iter().map(|outcome| outcome.prompt_tokens() as f64).sum();
         let generated: f64 = outcomes.iter().map(|outcome| outcome.completion_tokens() as f64).sum();
         let seconds: f64 = outcomes.iter().map(|outcome| outcome.time.as_secs_f64()).sum();
-        let steps: Option<f64> = outcomes.iter().map(|outcome| outcome.steps).sum();
+        let counted = |of: fn(&EngineCounts) -> f64| -> Option<f64> {
+            outcomes.iter().map(|outcome| outcome.engine.as_ref().map(of)).sum()
+        };
+        let steps = counted(|engine| engine.steps);
+        let grammar = |over: fn(&EngineCounts) -> f64| {
+            let share = counted(|engine| engine.grammar_s)? / counted(over)?;
+            (work.structured && share.is_finite()).then_some(share)
+        };
         let mmac = limits.map(|(_, weights)| {
             weights.prompt_token_mmac * (prompt + generated - requests)
                 + (weights.token_mmac - weights.prompt_token_mmac) * generated
@@ -197,6 +211,9 @@ impl Line {
             failed_requests: outcomes.iter().map(|outcome| outcome.errors.len()).sum(),
             ratio: None,
             share_of_quiet: None,
+            share_of_free: None,
+            grammar_share: grammar(|engine| engine.step_s),
+            grammar_us: grammar(|engine| engine.grammar_tokens).map(|seconds| seconds * 1e6),
             share_of_limit,
             intensity,
             gmac_s,
@@ -214,6 +231,10 @@ pub fn compare(lines: &mut [Line], first_server: &str) {
         if line.server != first_server {
             let first = find(&line.work, first_server, line.beside_neighbour);
             line.ratio = first.and_then(|first| Spread::of_ratios(&first.rates, &line.rates));
+        }
+        if let Some(free) = line.work.strip_suffix(" of JSON") {
+            let free = find(free, &line.server, line.beside_neighbour);
+            line.share_of_free = free.and_then(|free| Spread::of_ratios(&line.rates, &free.rates));
         }
         if line.beside_neighbour {
             let quiet = find(&line.work, &line.server, false);
@@ -302,6 +323,12 @@ impl Display for Report {
             if let Some(share) = &line.share_of_quiet {
                 write!(notes, "{:.2} of quiet ({:.2} – {:.2}) ", share.median, share.least, share.most)?;
             }
+            if let Some(share) = &line.share_of_free {
+                write!(notes, "{:.2} of text ({:.2} – {:.2}) ", share.median, share.least, share.most)?;
+            }
+            if let (Some(share), Some(us)) = (line.grammar_share, line.grammar_us) {
+                write!(notes, "grammar {:.1} % of steps, {us:.0} µs a token ", share * 100.0)?;
+            }
             if line.failed_requests > 0 {
                 write!(notes, "{} requests failed", line.failed_requests)?;
             }
@@ -355,7 +382,12 @@ mod tests {
     }
 
     fn line(server: &str, beside_neighbour: bool, seconds: f64) -> Line {
-        let work = Work { streams: 1, requests: 1, prompt_words: 1, max_tokens: 11, is_prefill: false };
+        line_of(server, beside_neighbour, seconds, false)
+    }
+
+    fn line_of(server: &str, beside_neighbour: bool, seconds: f64, structured: bool) -> Line {
+        let work =
+            Work { streams: 1, requests: 1, prompt_words: 1, max_tokens: 11, is_prefill: false, structured };
         let sample = Sample {
             prompt_tokens: 10,
             completion_tokens: 11,
@@ -363,7 +395,8 @@ mod tests {
             gaps: vec![Duration::from_millis(4); 10],
         };
         let time = Duration::from_secs_f64(seconds);
-        let outcomes = [Outcome { samples: vec![sample], errors: Vec::new(), time, steps: Some(11.0) }];
+        let engine = EngineCounts { steps: 11.0, step_s: 0.1, grammar_tokens: 10.0, grammar_s: 0.002 };
+        let outcomes = [Outcome { samples: vec![sample], errors: Vec::new(), time, engine: Some(engine) }];
         let one = |value| Spread { median: value, least: value, most: value };
         let machine = MachineLimits { threads: 2, read_gb_s: one(10.0), int8_gmac_s: one(100.0) };
         let weights = Weights { file_mb: 100.0, token_mb: 100.0, token_mmac: 130.0, prompt_token_mmac: 100.0 };
@@ -386,5 +419,15 @@ mod tests {
         assert!((lines[1].ratio.unwrap().median - 2.0).abs() < 1e-9 && lines[0].ratio.is_none());
         assert!((lines[2].share_of_quiet.unwrap().median - 0.8).abs() < 1e-9);
         assert_eq!(lines[0].first_token_ms, [8.0, 8.0]);
+    }
+
+    #[test]
+    fn what_grammars_take() {
+        let mut lines = [line("rill", false, 0.2), line_of("rill", false, 0.25, true)];
+        compare(&mut lines, "rill");
+        assert!(lines[0].share_of_free.is_none() && lines[0].grammar_share.is_none());
+        assert!((lines[1].share_of_free.unwrap().median - 0.8).abs() < 1e-9);
+        let close = |found: Option<f64>, expected: f64| (found.unwrap() - expected).abs() < 1e-9;
+        assert!(close(lines[1].grammar_share, 0.02) && close(lines[1].grammar_us, 200.0));
     }
 }

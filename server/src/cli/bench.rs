@@ -28,6 +28,9 @@ pub struct BenchFlags {
     /// Words in the prompts of a further measurement: 4 streams that generate 2 tokens; 0 leaves it out.
     #[arg(long, default_value_t = 600)]
     pub prefill: usize,
+    /// Measure each number of streams again with answers that must match a JSON schema, and what its token masks take.
+    #[arg(long)]
+    pub structured: bool,
     /// Times everything is measured; figures are medians.
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,

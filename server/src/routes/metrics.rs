@@ -81,6 +81,12 @@ fn engine(page: &mut Page, serving: &Serving) {
     page.own("kv_blocks_restored_total", "counter", "Blocks read back", &model, stats.blocks_restored.get());
     page.own("kv_blocks_lost_total", "counter", "Kept blocks missing or damaged", &model, stats.blocks_lost.get());
     page.own("steps_total", "counter", "Engine steps", &model, stats.steps.get());
+    let seconds = |us: u64| us as f64 * 1e-6;
+    page.own("step_seconds_total", "counter", "Time of engine steps", &model, seconds(stats.step_us.get()));
+    let help = "Time of steps spent waiting for token masks and following grammars";
+    page.own("grammar_seconds_total", "counter", help, &model, seconds(stats.grammar_us.get()));
+    let help = "Tokens drawn under a grammar";
+    page.own("grammar_tokens_total", "counter", help, &model, stats.grammar_tokens.get());
 
     let cache = format!(
         "{model},block_size=\"{}\",num_gpu_blocks=\"{}\",enable_prefix_caching=\"{}\"",
