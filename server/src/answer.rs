@@ -1,9 +1,11 @@
 //! Generated text → the parts of a chat answer: thoughts, content, and tool calls with their ids.
 
+use std::sync::Arc;
+
 use crate::protocol::ApiError;
 use crate::protocol::chat::{ReplyCall, ReplyFunction, ReplyMessage};
 use crate::reasoning::{ReasoningDelta, ReasoningFormat, ReasoningSplitter};
-use crate::tools::{ToolChoice, ToolDelta, ToolFormat, ToolParser, Tools};
+use crate::tools::{Tool, ToolChoice, ToolDelta, ToolFormat, ToolParser, Tools};
 
 /// How the answers of one request are read.
 #[derive(Debug, Clone)]
@@ -15,7 +17,7 @@ pub struct AnswerFormat {
 #[derive(Debug, Clone)]
 struct ToolReading {
     format: ToolFormat,
-    names: Vec<String>,
+    tools: Arc<[Tool]>,
     parallel: bool,
     /// One tool was asked for by name: OpenAI ends that with `stop`.
     named: bool,
@@ -62,7 +64,7 @@ impl AnswerFormat {
             None => None,
             Some(tools) => Some(ToolReading {
                 format,
-                names: tools.tools.iter().map(|tool| tool.name.clone()).collect(),
+                tools: tools.tools.as_slice().into(),
                 parallel: tools.parallel && !matches!(tools.choice, ToolChoice::Named(_)),
                 named: matches!(tools.choice, ToolChoice::Named(_)),
                 id_seed: getrandom::u64()
@@ -83,7 +85,7 @@ impl AnswerFormat {
             parser: self
                 .tools
                 .as_ref()
-                .map(|tools| ToolParser::new(tools.format, tools.names.clone(), tools.parallel)),
+                .map(|tools| ToolParser::new(tools.format, tools.tools.clone(), tools.parallel)),
             tools: self.tools.clone(),
             choice,
             calls: 0,
@@ -143,6 +145,11 @@ impl AnswerReader {
             splitter.finish(&mut split);
         }
         self.through_tools(split, true)
+    }
+
+    /// Whether what comes next is thought.
+    pub fn is_thinking(&self) -> bool {
+        self.splitter.as_ref().is_some_and(ReasoningSplitter::is_inside)
     }
 
     /// Calls begun so far.

@@ -77,6 +77,11 @@ impl ReasoningSplitter {
         ReasoningSplitter { format, state, held: String::new(), thought: false }
     }
 
+    /// Whether what comes next is thought, for all that is known.
+    pub fn is_inside(&self) -> bool {
+        self.state == State::Inside
+    }
+
     pub fn push(&mut self, text: &str, out: &mut Vec<ReasoningDelta>) {
         if self.state == State::Content {
             return emit(ReasoningDelta::Content(text.to_owned()), out);

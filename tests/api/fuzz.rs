@@ -11,7 +11,7 @@ use rill_server::answer::{AnswerFormat, Piece};
 use rill_server::chat_template::{ChatTemplate, RenderInput, TemplateMessage};
 use rill_server::gbnf;
 use rill_server::reasoning::ReasoningFormat;
-use rill_server::tools::{ToolFormat, ToolParser, Tools};
+use rill_server::tools::{Tool, ToolFormat, ToolParser, Tools};
 use serde_json::{Value, json};
 
 use crate::test_server::{self, Setup, TestServer};
@@ -349,7 +349,8 @@ fn templates() {
 
 /// Thoughts and calls of any text, whole and in pieces: the same, and nothing lost where there are none.
 fn read_answer(format: ToolFormat, text: &str, cuts: &[prop::sample::Index]) -> Result<(), TestCaseError> {
-    let names = json!([{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "weather"}}]);
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "array"}}});
+    let names = json!([{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "weather", "parameters": schema}}]);
     let tools = Tools::new(names.as_array().map(Vec::as_slice), None, None).expect("sound tools");
     for reasoning in [None, Some((ReasoningFormat::Think, false)), Some((ReasoningFormat::Mistral, true))] {
         let answers = AnswerFormat::new(reasoning, tools.as_ref(), format).expect("random numbers");
@@ -392,15 +393,16 @@ fn read_answer(format: ToolFormat, text: &str, cuts: &[prop::sample::Index]) -> 
 
 #[test]
 fn answers() {
-    use ToolFormat::{Hermes, Json, Llama3, Mistral, Pythonic};
+    use ToolFormat::{Hermes, Json, Llama3, Mistral, Pythonic, Qwen3Coder};
 
-    const FORMATS: [ToolFormat; 5] = [Hermes, Llama3, Mistral, Pythonic, Json];
+    const FORMATS: [ToolFormat; 6] = [Hermes, Qwen3Coder, Llama3, Mistral, Pythonic, Json];
     for entry in corpus(include_str!("corpus/answers.jsonl")) {
         let text = entry.as_str().unwrap();
         for format in FORMATS {
             read_answer(format, text, &[]).unwrap_or_else(|error| panic!("{error}"));
             // Nothing that deep is parsed by recursion.
-            let mut parser = ToolParser::new(format, vec!["f".to_owned()], true);
+            let tool = Tool { name: "f".to_owned(), parameters: serde_json::Map::new() };
+            let mut parser = ToolParser::new(format, [tool].into(), true);
             let mut deltas = Vec::new();
             parser.push(&text.repeat(2000), &mut deltas);
             parser.finish(&mut deltas);
@@ -414,6 +416,11 @@ fn answers() {
             "[/THINK]",
             "<tool_call>",
             "</tool_call>",
+            "<function=weather>",
+            "<parameter=a>\n",
+            "<parameter=n>\n",
+            "\n</parameter>\n",
+            "</function>",
             "[TOOL_CALLS]",
             "[ARGS]",
             "[CALL_ID]",

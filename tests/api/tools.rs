@@ -10,6 +10,11 @@ const QWEN: &str = "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% e
                     <|im_start|>{{ m.role }}\n{{ m.content }}{% if m.tool_calls %}{% for c in m.tool_calls %}<tool_call>\n\
                     {{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}\
                     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+const QWEN_CODER: &str = "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}<tool_call>\n<function=f>\n<parameter=p>{% endif %}\
+                          {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>\n\
+                          <function={{ c.function.name }}>\n{% for k, v in c.function.arguments|items %}<parameter={{ k }}>\n{{ v }}\n\
+                          </parameter>\n{% endfor %}</function>\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}\
+                          {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 const MISTRAL: &str =
     "{% if tools %}{% endif %}{% for m in messages %}{{ m.content }}{{ m.tool_calls }}{% endfor %}[TOOL_CALLS]";
 const LLAMA: &str =
@@ -54,7 +59,8 @@ fn assert_weather(call: &Value) {
 
 #[test]
 fn forced_calls_validate_in_every_format() {
-    for template in [QWEN, MISTRAL, LLAMA, test_server::CHATML, "tool_code {{ tools }}{{ messages }}"] {
+    for template in [QWEN, QWEN_CODER, MISTRAL, LLAMA, test_server::CHATML, "tool_code {{ tools }}{{ messages }}"]
+    {
         let server = with_template(template);
         let named = json!({"type": "function", "function": {"name": "weather"}});
         for seed in 0..4 {
@@ -157,6 +163,11 @@ fn templates_get_tools_calls_and_results() {
         let text = server.ok("/detokenize", json!({"tokens": tokens}))["prompt"].as_str().unwrap().to_owned();
         (text, ends)
     };
+    let (text, _) = prompt(QWEN_CODER);
+    assert!(
+        text.contains("<function=weather>\n<parameter=city>\n<|im_end|>\n</parameter>\n</function>"),
+        "{text}"
+    );
     let (text, ends) = prompt(QWEN);
     assert!(text.contains("\"name\": \"now\""), "{text}");
     assert!(text.contains("<tool_call>\nweather{\"city\": \"<|im_end|>\"}"), "{text}");
@@ -234,4 +245,12 @@ fn what_cannot_go_together_is_refused() {
         assert!(error["message"].as_str().unwrap().contains(part), "{error}");
     }
     assert_eq!(ToolFormat::of_template(QWEN), ToolFormat::Hermes);
+    // Where each argument has tags of its own, what is about several at once cannot be forced.
+    let parameters = json!({"type": "object", "properties": {"a": {"type": "string"}}, "minProperties": 1});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+    let request = body(json!({"tool_choice": "required", "tools": tools})).to_string();
+    let refused = with_template(QWEN_CODER).post(PATH, &request);
+    assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("tools")));
+    assert!(refused.text().contains("`minProperties`"), "{}", refused.text());
+    assert_eq!(ToolFormat::of_template(QWEN_CODER), ToolFormat::Qwen3Coder);
 }

@@ -6,6 +6,10 @@ pub enum ToolFormat {
     /// `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, once a call: Hermes, Qwen and many others.
     #[value(name = "hermes", alias = "qwen", alias = "qwen3")]
     Hermes,
+    /// `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`, tags and values on lines of
+    /// their own: Qwen3-Coder.
+    #[value(name = "qwen3_coder", alias = "qwen3_xml")]
+    Qwen3Coder,
     /// `{"name": …, "parameters": {…}}`, perhaps after `<|python_tag|>`; `; ` between calls: Llama 3.
     #[value(name = "llama3_json", alias = "llama3", alias = "llama4_json")]
     Llama3,
@@ -24,7 +28,9 @@ impl ToolFormat {
     /// What `template` teaches its model.
     pub fn of_template(template: &str) -> ToolFormat {
         let has = |marker: &str| template.contains(marker);
-        if has("<tool_call>") {
+        if has("<function=") && has("<parameter=") {
+            ToolFormat::Qwen3Coder
+        } else if has("<tool_call>") {
             ToolFormat::Hermes
         } else if has("[TOOL_CALLS]") {
             ToolFormat::Mistral
@@ -40,7 +46,7 @@ impl ToolFormat {
     /// The token that begins a call where it may be a control token, which has to stay in the text then.
     pub fn marker(self) -> Option<&'static str> {
         match self {
-            ToolFormat::Hermes => Some("<tool_call>"),
+            ToolFormat::Hermes | ToolFormat::Qwen3Coder => Some("<tool_call>"),
             ToolFormat::Llama3 => Some("<|python_tag|>"),
             ToolFormat::Mistral => Some("[TOOL_CALLS]"),
             ToolFormat::Pythonic | ToolFormat::Json => None,
@@ -56,6 +62,7 @@ mod tests {
     fn templates_tell_the_format() {
         for (template, expected) in [
             ("{{ '<tool_call>\\n{\"name\": ' }}", ToolFormat::Hermes),
+            ("<tool_call>\n<function={{ f }}>\n<parameter={{ p }}>", ToolFormat::Qwen3Coder),
             ("{{ '[TOOL_CALLS] [' }}", ToolFormat::Mistral),
             ("<|start_header_id|> {{ '{\"name\": \"' }} {{ '\"parameters\": ' }}", ToolFormat::Llama3),
             ("<|start_header_id|>", ToolFormat::Json),

@@ -8,6 +8,7 @@ pub mod grammar;
 pub mod parser;
 pub mod prompt;
 pub mod pythonic;
+pub mod tagged_call;
 
 pub use choice::{TOOLS_MAX, Tool, ToolChoice, Tools};
 pub use format::ToolFormat;

@@ -1,8 +1,11 @@
 //! Generated text → content and calls, character by character: however the text is cut, the pieces add up to the same.
 
-use super::ToolFormat;
+use std::sync::Arc;
+
 use super::call_json::{CallEvent, CallReader};
 use super::pythonic;
+use super::tagged_call::{FUNCTION, TaggedCallReader};
+use super::{Tool, ToolFormat};
 
 /// White space kept back because a call may follow it.
 const HELD_BYTES_MAX: usize = 4096;
@@ -25,8 +28,8 @@ pub enum ToolDelta {
 #[derive(Debug)]
 pub struct ToolParser {
     format: ToolFormat,
-    /// Names that make a bare JSON object or Python expression a call.
-    names: Vec<String>,
+    /// Their names make a bare JSON object or Python expression a call, and their schemas say what tagged text means.
+    tools: Arc<[Tool]>,
     parallel: bool,
     state: State,
     /// What may turn out to be the start of a call: white space and part of a marker, or the unnamed part of a call.
@@ -45,7 +48,7 @@ enum State {
     /// A name until `[ARGS]` or `{`.
     PlainName(String),
     Call {
-        reader: CallReader,
+        reader: Reader,
         in_list: bool,
         plain: bool,
     },
@@ -65,13 +68,32 @@ enum State {
     Mute,
 }
 
+#[derive(Debug)]
+enum Reader {
+    Json(CallReader),
+    Tagged(TaggedCallReader),
+}
+
+impl Reader {
+    fn push(&mut self, c: char, events: &mut Vec<CallEvent>) {
+        match self {
+            Reader::Json(reader) => reader.push(c, events),
+            Reader::Tagged(reader) => reader.push(c, events),
+        }
+    }
+}
+
 impl ToolParser {
-    pub fn new(format: ToolFormat, names: Vec<String>, parallel: bool) -> ToolParser {
+    pub fn new(format: ToolFormat, tools: Arc<[Tool]>, parallel: bool) -> ToolParser {
         let state = match format {
-            ToolFormat::Hermes | ToolFormat::Mistral => State::Text,
+            ToolFormat::Hermes | ToolFormat::Qwen3Coder | ToolFormat::Mistral => State::Text,
             ToolFormat::Llama3 | ToolFormat::Pythonic | ToolFormat::Json => State::Start,
         };
-        ToolParser { format, names, parallel, state, held: String::new(), calls: 0 }
+        ToolParser { format, tools, parallel, state, held: String::new(), calls: 0 }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.tools.iter().map(|tool| tool.name.as_str())
     }
 
     /// Calls begun so far.
@@ -116,7 +138,7 @@ impl ToolParser {
                     for c in prefix.chars() {
                         reader.push(c, &mut events);
                     }
-                    self.state = State::Call { reader, in_list: false, plain: true };
+                    self.state = State::Call { reader: Reader::Json(reader), in_list: false, plain: true };
                     self.call_events(events, out);
                 } else if name.len() > 256 || c == '\n' {
                     self.give_up(out);
@@ -125,7 +147,9 @@ impl ToolParser {
             State::Call { reader, plain, .. } => {
                 let mut events = Vec::new();
                 reader.push(c, &mut events);
-                if *plain && reader.is_between_fields() {
+                if let (true, Reader::Json(reader)) = (*plain, reader)
+                    && reader.is_between_fields()
+                {
                     reader.push('}', &mut events);
                 }
                 if !self.named() {
@@ -151,7 +175,7 @@ impl ToolParser {
             match event {
                 CallEvent::Name(name) => {
                     let bare = matches!(self.format, ToolFormat::Llama3 | ToolFormat::Json | ToolFormat::Pythonic);
-                    if bare && !self.names.contains(&name) {
+                    if bare && !self.names().any(|known| known == name) {
                         return self.give_up(out);
                     }
                     self.held.clear();
@@ -176,18 +200,27 @@ impl ToolParser {
     fn give_up(&mut self, out: &mut Vec<ToolDelta>) {
         content(&std::mem::take(&mut self.held), out);
         self.state = match self.format {
-            ToolFormat::Hermes | ToolFormat::Mistral => State::Text,
+            ToolFormat::Hermes | ToolFormat::Qwen3Coder | ToolFormat::Mistral => State::Text,
             ToolFormat::Llama3 | ToolFormat::Json | ToolFormat::Pythonic => State::Rest,
         };
     }
 
     fn begin_call(&mut self, c: char, in_list: bool, out: &mut Vec<ToolDelta>) {
         self.held.push(c);
-        let mut reader = CallReader::default();
+        self.begin(Reader::Json(CallReader::default()), &c.to_string(), in_list, out);
+    }
+
+    /// A call of which `text` has been read and held.
+    fn begin(&mut self, mut reader: Reader, text: &str, in_list: bool, out: &mut Vec<ToolDelta>) {
         let mut events = Vec::new();
-        reader.push(c, &mut events);
+        text.chars().for_each(|c| reader.push(c, &mut events));
         self.state = State::Call { reader, in_list, plain: false };
         self.call_events(events, out);
+    }
+
+    fn begin_tagged(&mut self, text: &str, out: &mut Vec<ToolDelta>) {
+        let reader = Reader::Tagged(TaggedCallReader::new(self.tools.clone()));
+        self.begin(reader, text, false, out);
     }
 
     /// Before anything: a bare call, perhaps fenced or tagged, or text.
@@ -227,16 +260,12 @@ impl ToolParser {
         }
         let expression = deciding.strip_prefix('[').unwrap_or(deciding).trim_start();
         if self.format == ToolFormat::Pythonic || self.format == ToolFormat::Llama3 {
-            if self
-                .names
-                .iter()
-                .any(|name| expression.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('(')))
-            {
+            if self.names().any(|name| expression.strip_prefix(name).is_some_and(|rest| rest.starts_with('('))) {
                 let depth = 1 + usize::from(deciding.starts_with('['));
                 self.state = State::Python { depth, quote: None, escaped: false };
                 return;
             }
-            if self.names.iter().any(|name| name.starts_with(expression)) {
+            if self.names().any(|name| name.starts_with(expression)) {
                 return;
             }
         }
@@ -256,6 +285,8 @@ impl ToolParser {
         let Some(marker) = self.format.marker() else {
             return content(c.encode_utf8(&mut [0; 4]), out);
         };
+        // Some models leave the first tag out.
+        let bare = if self.format == ToolFormat::Qwen3Coder { FUNCTION } else { marker };
         self.held.push(c);
         loop {
             let partial = self.held.trim_start();
@@ -269,7 +300,10 @@ impl ToolParser {
                 self.state = State::AfterMarker;
                 return;
             }
-            if marker.starts_with(partial) {
+            if partial == bare {
+                return self.begin_tagged(FUNCTION, out);
+            }
+            if marker.starts_with(partial) || bare.starts_with(partial) {
                 return;
             }
             let first = self.held.len() - partial.len();
@@ -285,11 +319,15 @@ impl ToolParser {
     fn after_marker(&mut self, c: char, out: &mut Vec<ToolDelta>) {
         match c {
             _ if c.is_whitespace() => self.held.push(c),
-            '{' => {
+            '<' if self.format == ToolFormat::Qwen3Coder => {
+                self.held.push(c);
+                self.begin_tagged("<", out);
+            }
+            '{' if self.format != ToolFormat::Qwen3Coder => {
                 let in_list = self.held.trim_end().ends_with('[');
                 self.begin_call(c, in_list, out);
             }
-            '[' if self.format != ToolFormat::Hermes => self.held.push(c),
+            '[' if self.format == ToolFormat::Mistral => self.held.push(c),
             _ if self.format == ToolFormat::Mistral && (c.is_alphanumeric() || c == '_') => {
                 self.held.push(c);
                 self.state = State::PlainName(c.to_string());
@@ -302,7 +340,7 @@ impl ToolParser {
     }
 
     fn between(&mut self, c: char, in_list: bool, out: &mut Vec<ToolDelta>) {
-        if self.format == ToolFormat::Hermes {
+        if matches!(self.format, ToolFormat::Hermes | ToolFormat::Qwen3Coder) {
             self.held.push(c);
             let seen = self.held.trim_start();
             if seen == "</tool_call>" {
@@ -367,7 +405,7 @@ impl ToolParser {
                 .unwrap_or(text),
         };
         let Some(calls) = pythonic::parse(text) else { return false };
-        if !calls.iter().all(|(name, _)| self.names.contains(name)) {
+        if !calls.iter().all(|(name, _)| self.names().any(|known| known == name)) {
             return false;
         }
         self.held.clear();

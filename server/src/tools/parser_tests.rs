@@ -3,13 +3,16 @@
 use super::*;
 use proptest::prelude::*;
 
-fn names() -> Vec<String> {
-    ["weather", "time"].map(str::to_owned).to_vec()
+fn tools() -> Arc<[Tool]> {
+    let schema =
+        serde_json::json!({"properties": {"city": {"type": "string"}, "n": {"type": "array"}, "a": true}});
+    let tool = |name: &str| Tool { name: name.to_owned(), parameters: schema.as_object().unwrap().clone() };
+    [tool("weather"), tool("time")].into()
 }
 
 /// Content, and calls as `name(arguments)`.
 fn run(format: ToolFormat, parallel: bool, pieces: &[&str]) -> (String, Vec<String>) {
-    let mut parser = ToolParser::new(format, names(), parallel);
+    let mut parser = ToolParser::new(format, tools(), parallel);
     let mut deltas = Vec::new();
     for piece in pieces {
         parser.push(piece, &mut deltas);
@@ -56,6 +59,44 @@ fn hermes() {
     check(F, "<tool_call>{\"name\": \"wea", "<tool_call>{\"name\": \"wea", &[]);
     check(F, "text with end  \n", "text with end  \n", &[]);
     let two = format!("<tool_call>{W}</tool_call>\n<tool_call>{W}</tool_call>");
+    assert_eq!(run(F, false, &[&two]).1, [ROME]);
+}
+
+#[test]
+fn qwen3_coder() {
+    use ToolFormat::Qwen3Coder as F;
+    const CALL: &str = "<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>";
+    check(F, "Hello, <world>.", "Hello, <world>.", &[]);
+    check(F, &format!("<tool_call>\n{CALL}\n</tool_call>"), "", &[ROME]);
+    check(
+        F,
+        &format!("I look.\n\n<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{CALL}\n</tool_call>"),
+        "I look.",
+        &[ROME, ROME],
+    );
+    // Tags left out, and on one line.
+    check(F, CALL, "", &[ROME]);
+    check(F, &format!("{CALL}{CALL}"), "", &[ROME, ROME]);
+    check(F, "<tool_call><function=weather><parameter=city>Rome</parameter></function></tool_call>", "", &[ROME]);
+    check(F, "<tool_call><function=time></function></tool_call> Done.", " Done.", &["time:{}"]);
+    check(
+        F,
+        "<function=weather>\n<parameter=n>\n[1, 2]\n</parameter>\n<parameter=city>\n\"a\n</b>\n\n</parameter>\n</function>",
+        "",
+        &["weather:{\"n\": [1, 2], \"city\": \"\\\"a\\n</b>\\n\"}"],
+    );
+    check(
+        F,
+        "<function=time><parameter=n>[\"</parameter>\"]</parameter></function>",
+        "",
+        &["time:{\"n\": [\"</parameter>\"]}"],
+    );
+    check(F, "<function=f><parameter=x>\n1\n</parameter></function>", "", &["f:{\"x\": \"1\"}"]);
+    check(F, "<tool_call>\n{\"name\": 1}", "<tool_call>\n{\"name\": 1}", &[]);
+    check(F, "<function=>x", "<function=>x", &[]);
+    check(F, "<function=weather>\n<parameter=city>\nRo", "", &["weather:{\"city\": \"Ro"]);
+    check(F, "<function=wea", "<function=wea", &[]);
+    let two = format!("{CALL}\n{CALL}");
     assert_eq!(run(F, false, &[&two]).1, [ROME]);
 }
 
@@ -107,7 +148,7 @@ fn pythonic_and_json() {
 
 fn format() -> impl Strategy<Value = ToolFormat> {
     use ToolFormat::*;
-    prop::sample::select(vec![Hermes, Llama3, Mistral, Pythonic, Json])
+    prop::sample::select(vec![Hermes, Qwen3Coder, Llama3, Mistral, Pythonic, Json])
 }
 
 proptest! {
@@ -122,6 +163,8 @@ proptest! {
                 Just("<tool_call>".to_owned()), Just("</tool_call>".to_owned()), Just("[TOOL_CALLS]".to_owned()),
                 Just("<|python_tag|>".to_owned()), Just("weather[ARGS]{\"a\": \"é\"}".to_owned()),
                 Just("[weather(city='R\\'e', n=[1])]".to_owned()), Just("```tool_code\n".to_owned()),
+                Just("<function=weather>\n".to_owned()), Just("<parameter=city>\n".to_owned()),
+                Just("<parameter=n>".to_owned()), Just("\n</parameter>".to_owned()), Just("</function>".to_owned()),
                 Just("```".to_owned()), Just("[".to_owned()), Just("]".to_owned()), Just("; ".to_owned()),
                 "[ \n{}\"\\\\a:é]{0,4}",
             ],

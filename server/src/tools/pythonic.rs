@@ -25,6 +25,13 @@ pub fn parse(text: &str) -> Option<Vec<(String, Map<String, Value>)>> {
     (reader.rest.is_empty() && !calls.is_empty()).then_some(calls)
 }
 
+/// The value of one literal; `None` if it is none.
+pub fn literal(text: &str) -> Option<Value> {
+    let mut reader = Reader { rest: text.trim() };
+    let value = reader.value(DEPTH_MAX)?;
+    reader.rest.is_empty().then_some(value)
+}
+
 struct Reader<'a> {
     /// Never begins with white space.
     rest: &'a str,
