@@ -11,6 +11,9 @@ use crate::protocol::error::shorten;
 use crate::protocol::sampling::{SharedFields, Stop};
 use crate::protocol::structured::{NamedSchema, ResponseFormat};
 
+/// OpenAI's names of fields, and Anthropic's.
+pub const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("response_format", "output_config.format")];
+
 /// The same request in OpenAI's terms. `counting`: only the prompt matters.
 pub fn to_chat(request: MessagesRequest, counting: bool) -> Result<(SharedFields, ChatFields), ApiError> {
     for (field, value) in [("mcp_servers", &request.mcp_servers), ("container", &request.container)] {

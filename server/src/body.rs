@@ -9,7 +9,7 @@ use axum::http::header;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::app::AppState;
 use crate::protocol::ApiError;
@@ -68,8 +68,13 @@ async fn read(mut body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
     Ok(read.freeze())
 }
 
-/// Parses the fields of `T` out of a body; the others are not looked at.
+/// Parses the fields of `T` out of a body, a JSON object; the others are not looked at.
 pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // Serde would take an array for the fields in order.
+    if body.trim_ascii_start().starts_with(b"[") {
+        serde_json::from_slice::<IgnoredAny>(body).map_err(|error| not_json(&error))?;
+        return Err(ApiError::bad_request("expected a JSON object, not an array"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -77,13 +82,37 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         if !inner.is_data() {
             return not_json(&inner);
         }
-        match path.as_str() {
-            "." => ApiError::bad_request(inner.to_string()),
-            path => ApiError::invalid(path, format!("{path}: {inner}")),
+        let words = in_plain_words(&inner.to_string());
+        let missing = words.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        match (path.as_str(), missing) {
+            (".", Some(field)) => ApiError::invalid(field, format!("{field} is missing")),
+            (".", None) => ApiError::bad_request(words),
+            (path, _) => ApiError::invalid(path, format!("{path}: {words}")),
         }
     })?;
     deserializer.end().map_err(|error| not_json(&error))?;
     Ok(value)
+}
+
+/// Serde's words for what it found and wanted, in those of JSON.
+fn in_plain_words(message: &str) -> String {
+    let mut words = message.to_owned();
+    if let Some((before, rest)) = message.split_once("expected struct ") {
+        let after = rest.find(' ').map_or("", |end| &rest[end..]);
+        words = format!("{before}expected an object{after}");
+    }
+    for (theirs, ours) in [
+        ("expected i64", "expected an integer"),
+        ("expected u32", "expected a whole number from 0 on"),
+        ("expected f64", "expected a number"),
+        ("expected a map", "expected an object"),
+        ("expected a sequence", "expected an array"),
+        ("invalid type: map", "invalid type: object"),
+        ("invalid type: sequence", "invalid type: array"),
+    ] {
+        words = words.replace(theirs, ours);
+    }
+    words
 }
 
 fn not_json(error: &serde_json::Error) -> ApiError {
@@ -112,18 +141,21 @@ mod tests {
             (r#"{"temperature":NaN}"#, None, "not valid JSON"),
             (r#"{"temperature":1e999}"#, None, "not valid JSON: number out of range"),
             (r#"{"user":"\ud800"}"#, None, "not valid JSON"),
-            ("[]", None, "expected struct"),
-            ("null", None, "expected struct"),
+            ("[]", None, "expected a JSON object, not an array"),
+            (" [", None, "not valid JSON"),
+            ("null", None, "expected an object"),
             (r#"{"temperature":"hot"}"#, Some("temperature"), "temperature: invalid type: string \"hot\""),
             (r#"{"n":1.5}"#, Some("n"), "n: invalid type: floating point `1.5`"),
             (r#"{"n":18446744073709551615}"#, Some("n"), "n: invalid value"),
-            (r#"{"n":true}"#, Some("n"), "n: invalid type: boolean"),
+            (r#"{"n":true}"#, Some("n"), "n: invalid type: boolean `true`, expected an integer"),
+            (r#"{"response_format":5}"#, Some("response_format"), "expected an object at line"),
+            (r#"{"response_format":{}}"#, Some("response_format"), "missing field `type`"),
             (r#"{"stream":"yes"}"#, Some("stream"), "expected a boolean"),
             (r#"{"stream":1}"#, Some("stream"), "expected a boolean"),
             (r#"{"stop":5}"#, Some("stop"), "expected a string or an array of strings"),
             (r#"{"stop":["a",5]}"#, Some("stop[1]"), "expected a string"),
             (r#"{"stop_token_ids":[1,"a"]}"#, Some("stop_token_ids[1]"), "invalid type"),
-            (r#"{"logit_bias":[1]}"#, Some("logit_bias"), "expected a map"),
+            (r#"{"logit_bias":[1]}"#, Some("logit_bias"), "invalid type: array, expected an object"),
             (r#"{"logit_bias":{"1":"x"}}"#, Some("logit_bias.1"), "invalid type"),
             (r#"{"stream_options":true}"#, Some("stream_options"), "invalid type"),
             (r#"{"n":1,"n":2}"#, None, "duplicate field `n`"),

@@ -57,6 +57,10 @@ pub fn to_chat(
     Ok((shared, own, turns))
 }
 
+/// Chat's names of fields, and those of this API.
+pub const NAMES: [(&str, &str); 3] =
+    [("max_tokens", "max_output_tokens"), ("messages", "input"), ("response_format", "text.format")];
+
 fn refuse_unsupported(request: &ResponsesRequest) -> Result<(), ApiError> {
     let set = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
     let effort = request.reasoning.iter().flatten().any(|(_, value)| !value.is_null());
@@ -80,6 +84,9 @@ fn refuse_unsupported(request: &ResponsesRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Whose messages there may be.
+const ROLES: [&str; 4] = ["user", "assistant", "system", "developer"];
+
 fn message(role: &str, content: String) -> Message {
     Message { role: role.to_owned(), content: Some(Content::Text(content)), ..Message::default() }
 }
@@ -90,6 +97,10 @@ fn add_item(position: usize, item: &Value, turns: &mut Vec<Message>) -> Result<(
     match item["type"].as_str() {
         None | Some("message") => {
             let role = item["role"].as_str().ok_or_else(|| missing("role"))?;
+            if !ROLES.contains(&role) {
+                let message = format!("{field}.role must be one of {}, not `{}`", ROLES.join(", "), shorten(role));
+                return Err(ApiError::invalid("input", message));
+            }
             turns.push(message(role, text_of(&field, &item["content"])?));
         }
         Some("function_call") => {

@@ -103,7 +103,7 @@ fn chat_refuses() {
     for (body, param, part) in [
         (json!({}), json!("messages"), "messages must hold 1 to 4096 messages, not 0"),
         (json!({"messages": []}), json!("messages"), "messages must hold 1 to 4096 messages, not 0"),
-        (json!({"messages": "hi"}), json!("messages"), "expected a sequence"),
+        (json!({"messages": "hi"}), json!("messages"), "expected an array"),
         (json!({"messages": [{"content": "hi"}]}), json!("messages[0]"), "missing field `role`"),
         (json!({"messages": [{"role": "robot", "content": "x"}]}), json!("messages[0].role"), "not `robot`"),
         (

@@ -104,6 +104,34 @@ fn tools_are_used() {
 }
 
 #[test]
+fn thinking_is_the_templates_to_turn_off() {
+    let template =
+        "{{ 'thinks' if enable_thinking is not defined or enable_thinking else '' }}{{ messages[0].content }}";
+    let server = test_server::start_with(Setup { template: Some(template), ..Setup::default() });
+    let count = |thinking: Value| {
+        server.ok("/v1/messages/count_tokens", body(json!({"thinking": thinking})))["input_tokens"]
+            .as_u64()
+            .unwrap()
+    };
+    let shown = count(json!({"type": "enabled", "budget_tokens": 1024}));
+    assert_eq!((shown, shown - 6), (count(json!(null)), count(json!({"type": "disabled"}))));
+}
+
+#[test]
+fn what_is_not_done_is_named() {
+    let server = test_server::start();
+    for (field, empty, asked) in [
+        ("mcp_servers", json!([]), json!([{"type": "url", "url": "x", "name": "y"}])),
+        ("container", json!(null), json!("c")),
+    ] {
+        server.ok(PATH, body(json!({field: empty})));
+        let refused = server.post(PATH, &body(json!({field: asked})).to_string());
+        assert_eq!(refused.status, 400, "{field}");
+        assert!(refused.text().contains(&format!("{field} is not supported")), "{}", refused.text());
+    }
+}
+
+#[test]
 fn errors_have_anthropics_shape() {
     let server = test_server::start();
     for (request, status, kind, part) in [
@@ -117,6 +145,19 @@ fn errors_have_anthropics_shape() {
             "`image`",
         ),
         (body(json!({"temperature": 9})), 400, "invalid_request_error", "temperature"),
+        (body(json!({"stop_sequences": [""]})), 400, "invalid_request_error", "stop_sequences[0] must be"),
+        (
+            body(json!({"output_config": {"format": {"type": "yaml"}}})),
+            400,
+            "invalid_request_error",
+            "output_config.format.type must be",
+        ),
+        (
+            body(json!({"messages": [{"role": "user", "content": 5}]})),
+            400,
+            "invalid_request_error",
+            "expected a string or an array of content blocks",
+        ),
         (body(json!({"tool_choice": {"type": "x"}})), 400, "invalid_request_error", "tool_choice.type"),
         (
             body(json!({"tools": [{"type": "bash_20250124", "name": "bash"}]})),
@@ -124,7 +165,7 @@ fn errors_have_anthropics_shape() {
             "invalid_request_error",
             "`bash_20250124`",
         ),
-        (json!([]), 400, "invalid_request_error", "expected struct"),
+        (json!([]), 400, "invalid_request_error", "expected a JSON object"),
     ] {
         let response = server.post(PATH, &request.to_string());
         assert_eq!(response.status, status, "{request}: {}", response.text());

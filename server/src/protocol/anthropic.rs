@@ -59,7 +59,7 @@ pub struct TurnIn {
 
 /// A string, or an array of content blocks.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string or an array of content blocks")]
 pub enum Blocks {
     Text(String),
     Blocks(Vec<Value>),

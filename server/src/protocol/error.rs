@@ -78,13 +78,27 @@ impl ApiError {
         ApiError { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
+    /// The same in an API whose fields have other names: each first name stands for the second.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let Some(param) = &self.param else { return self };
+        let of =
+            |name: &str| param.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        if let Some((rest, (ours, theirs))) = names.iter().find_map(|pair| Some((of(pair.0)?, *pair))) {
+            self.message = self.message.replace(ours, theirs);
+            self.param = Some(format!("{theirs}{rest}"));
+        }
+        self
+    }
+
     pub fn unauthorized() -> Self {
         ApiError {
             code: Some("invalid_api_key"),
             ..Self::new(
                 StatusCode::UNAUTHORIZED,
                 "authentication_error",
-                "a valid API key is needed: send it as `Authorization: Bearer KEY`".to_owned(),
+                "a valid API key is needed: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`, or give it to a \
+                 browser as the password, under any name"
+                    .to_owned(),
             )
         }
     }

@@ -44,7 +44,7 @@ pub struct ResponsesRequest {
 
 /// A string, or an array of items.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string or an array of items")]
 pub enum Input {
     Text(String),
     Items(Vec<Value>),

@@ -10,7 +10,7 @@ use rill_engine::{FinishReason, Usage};
 use serde_json::json;
 
 use super::new_id;
-use crate::anthropic_request::to_chat;
+use crate::anthropic_request::{NAMES, to_chat};
 use crate::anthropic_stream::MessageFrames;
 use crate::app::AppState;
 use crate::auth::Caller;
@@ -32,7 +32,7 @@ pub async fn messages(
     let request: MessagesRequest = parse(&body?.0)?;
     let stop = Arc::new(StopWords(request.stop_sequences.clone().unwrap_or_default()));
     let (shared, own) = to_chat(request, false)?;
-    let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
+    let chat = ChatRequest::new(&state, &serving, &shared, own).await.map_err(|error| error.renamed(&NAMES))?;
     let id = new_id("msg")?;
     let generation = chat.submit(&serving, &caller)?;
     if chat.options.stream {
@@ -84,7 +84,7 @@ pub async fn count_tokens(
     let serving = state.serving()?.clone();
     let request: MessagesRequest = parse(&body?.0)?;
     let (shared, own) = to_chat(request, true)?;
-    let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
+    let chat = ChatRequest::new(&state, &serving, &shared, own).await.map_err(|error| error.renamed(&NAMES))?;
     Ok(Json(TokenCount { input_tokens: chat.ids.len() }))
 }
 
