@@ -15,7 +15,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::auth::ApiKeys;
 use crate::auth::caller::rate_limit_headers;
-use crate::auth::layer::{CallerName, authorize};
+use crate::auth::layer::{CallerName, authorize, offer_password};
 use crate::body::BodyLimits;
 use crate::drain::{Drain, InFlight};
 use crate::leftover_body::hear_out;
@@ -183,14 +183,14 @@ pub fn router_with(state: Arc<AppState>, more: Router<Arc<AppState>>) -> Router 
         .route("/detokenize", post(routes::tokenize::detokenize))
         .route("/tokenizer_info", get(routes::tokenize::info))
         .route("/version", get(routes::health::version))
-        .route("/debug/engine", get(routes::debug::engine))
-        .route_layer(middleware::from_fn_with_state(state.clone(), authorize));
-    // The same for everyone; the pages ask for a key themselves.
+        .route("/debug/engine", get(routes::debug::engine));
     let pages = Router::new()
         .route("/", get(routes::ui::page))
         .route("/docs", get(routes::docs::page))
         .route("/openapi.json", get(routes::docs::description));
-    layered(state, guarded.merge(more).merge(pages).merge(probes()))
+    let asks_for_key = middleware::from_fn_with_state(state.clone(), authorize);
+    let pages = pages.route_layer(asks_for_key.clone()).route_layer(middleware::map_response(offer_password));
+    layered(state, guarded.route_layer(asks_for_key).merge(pages).merge(more).merge(probes()))
 }
 
 fn layered(state: Arc<AppState>, routes: Router<Arc<AppState>>) -> Router {

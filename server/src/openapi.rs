@@ -128,11 +128,10 @@ fn paths(shapes: &mut Shapes) -> Map<String, Value> {
         |operation| operation.answers(shapes.response::<EngineBody>()),
     );
     paths.add("get", "/metrics", "Metrics for Prometheus", |operation| operation.writes("text/plain").open());
-    paths.add("get", "/openapi.json", "This description", |operation| {
-        operation.answers(json!({"type": "object"})).open()
-    });
-    paths.add("get", "/docs", "This description to read", |operation| operation.writes("text/html").open());
-    paths.add("get", "/", "A page to try the model in", |operation| operation.writes("text/html").open());
+    paths
+        .add("get", "/openapi.json", "This description", |operation| operation.answers(json!({"type": "object"})));
+    paths.add("get", "/docs", "This description to read", |operation| operation.writes("text/html"));
+    paths.add("get", "/", "A page to try the model in", |operation| operation.writes("text/html"));
     paths.paths
 }
 

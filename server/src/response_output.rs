@@ -26,9 +26,11 @@ pub struct ResponseWriter {
     items: Vec<Value>,
     /// The item being written and the text it has so far.
     open: Option<(Kind, String)>,
-    /// What is kept for requests that go on from this one; `None`: nothing.
-    turns: Option<Vec<Message>>,
+    /// What is kept for requests that go on from this one, and for whom; `None`: nothing.
+    kept: Option<(Vec<Message>, Option<Arc<str>>)>,
     sequence: u64,
+    /// Tokens of thoughts, their tags included.
+    reasoning_tokens: u32,
     /// Nobody reads the events.
     silent: bool,
     buffer: BytesMut,
@@ -42,12 +44,12 @@ enum Kind {
 }
 
 impl ResponseWriter {
-    /// `response` has all fields but those known at the end; `turns` is what precedes the answer.
+    /// `response` has all fields but those known at the end; `kept` is what precedes the answer, and whose it is.
     pub fn new(
         state: Arc<AppState>,
         response: Map<String, Value>,
         reader: AnswerReader,
-        turns: Option<Vec<Message>>,
+        kept: Option<(Vec<Message>, Option<Arc<str>>)>,
         streams: bool,
     ) -> ResponseWriter {
         let id = response.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -58,8 +60,9 @@ impl ResponseWriter {
             reader,
             items: Vec::new(),
             open: None,
-            turns,
+            kept,
             sequence: 0,
+            reasoning_tokens: 0,
             silent: !streams,
             buffer: BytesMut::with_capacity(1024),
         };
@@ -193,15 +196,24 @@ impl ResponseWriter {
         self.emit(event, data);
     }
 
-    /// Takes in text.
-    pub fn text(&mut self, text: &str) {
+    /// Takes in the text that `tokens` tokens let out.
+    fn text(&mut self, text: &str, tokens: usize) {
+        let thinking = self.reader.is_thinking();
         for piece in self.reader.push(text) {
             self.piece(piece);
         }
+        if thinking || self.reader.is_thinking() {
+            self.reasoning_tokens += tokens as u32;
+        }
     }
 
-    /// The end: the whole response, which is kept if asked for.
-    pub fn end(&mut self, reason: FinishReason, usage: Usage) -> Value {
+    /// The response as far as it is written.
+    pub fn into_response(self) -> Value {
+        Value::Object(self.response)
+    }
+
+    /// The end: the response is whole, and kept if asked for.
+    fn end(&mut self, reason: FinishReason, usage: Usage) {
         for piece in self.reader.finish() {
             self.piece(piece);
         }
@@ -224,20 +236,18 @@ impl ResponseWriter {
                 input_tokens: usage.prompt_tokens,
                 input_tokens_details: InputDetails { cached_tokens: usage.cached_tokens },
                 output_tokens: usage.completion_tokens,
-                output_tokens_details: OutputDetails { reasoning_tokens: 0 },
+                output_tokens_details: OutputDetails { reasoning_tokens: self.reasoning_tokens },
                 total_tokens: usage.prompt_tokens + usage.completion_tokens,
             }),
         );
         let response = Value::Object(self.response.clone());
         self.emit(&format!("response.{status}"), json!({"response": response}));
-        if let Some(mut turns) = self.turns.take() {
+        if let Some((mut turns, owner)) = self.kept.take() {
             for item in &self.items {
                 remember(item, &mut turns);
             }
-            let kept = Kept { response: response.clone(), turns };
-            self.state.responses().keep(self.id.clone(), kept);
+            self.state.responses().keep(self.id.clone(), Kept { owner, response, turns });
         }
-        response
     }
 }
 
@@ -261,10 +271,8 @@ impl Frames for ResponseWriter {
     fn event(&mut self, _: usize, event: Event) -> bool {
         match event {
             Event::Prompt { .. } | Event::Embedding { .. } => {}
-            Event::Delta { text, .. } => self.text(&text),
-            Event::Finished { reason, usage } => {
-                self.end(reason, usage);
-            }
+            Event::Delta { text, token_ids, .. } => self.text(&text, token_ids.len()),
+            Event::Finished { reason, usage } => self.end(reason, usage),
             Event::Failed { kind, message } => {
                 let error = ApiError::failed(kind, message);
                 let code = if error.status.is_client_error() { "invalid_prompt" } else { "server_error" };

@@ -1,7 +1,7 @@
 //! Responses kept for requests that go on from them: bounded in number and bytes, the oldest goes first.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -13,6 +13,8 @@ const BYTES_MAX: usize = 64 << 20;
 /// A finished response.
 #[derive(Debug, Clone)]
 pub struct Kept {
+    /// Name of the key that asked for it, if keys are asked for: others do not find it.
+    pub owner: Option<Arc<str>>,
     /// Its body.
     pub response: Value,
     /// Everything said so far, the response included; no instructions.
@@ -55,16 +57,20 @@ impl ResponseStore {
         }
     }
 
-    pub fn get(&self, id: &str) -> Option<Kept> {
-        self.entries().by_id.get(id).map(|(kept, _)| kept.clone())
+    pub fn get(&self, id: &str, owner: Option<&Arc<str>>) -> Option<Kept> {
+        let entries = self.entries();
+        let (kept, _) = entries.by_id.get(id)?;
+        (kept.owner.as_ref() == owner).then(|| kept.clone())
     }
 
     /// Whether there was one.
-    pub fn delete(&self, id: &str) -> bool {
+    pub fn delete(&self, id: &str, owner: Option<&Arc<str>>) -> bool {
         let mut entries = self.entries();
-        let found = entries.remove(id);
+        if entries.by_id.get(id).is_none_or(|(kept, _)| kept.owner.as_ref() != owner) {
+            return false;
+        }
         entries.order.retain(|kept| kept != id);
-        found
+        entries.remove(id)
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -89,7 +95,11 @@ mod tests {
 
     fn kept(bytes: usize) -> Kept {
         let text = Content::Text("x".repeat(bytes));
-        Kept { response: Value::Null, turns: vec![Message { content: Some(text), ..Message::default() }] }
+        Kept {
+            owner: None,
+            response: Value::Null,
+            turns: vec![Message { content: Some(text), ..Message::default() }],
+        }
     }
 
     #[test]
@@ -98,12 +108,12 @@ mod tests {
         for number in 0..KEPT_MAX + 2 {
             store.keep(number.to_string(), kept(1));
         }
-        assert!(store.get("1").is_none() && store.get("2").is_some());
-        assert!(store.delete("2") && !store.delete("2") && store.get("2").is_none());
+        assert!(store.get("1", None).is_none() && store.get("2", None).is_some());
+        assert!(store.delete("2", None) && !store.delete("2", None) && store.get("2", None).is_none());
         store.keep("large".to_owned(), kept(BYTES_MAX - (1 << 20)));
         store.keep("next".to_owned(), kept(1 << 20));
-        assert!(store.get("large").is_none() && store.get("next").is_some());
+        assert!(store.get("large", None).is_none() && store.get("next", None).is_some());
         store.keep("too large".to_owned(), kept(BYTES_MAX));
-        assert!(store.get("too large").is_none() && store.get("next").is_some());
+        assert!(store.get("too large", None).is_none() && store.get("next", None).is_some());
     }
 }

@@ -69,7 +69,7 @@ fn small(max_tokens: u32) -> Value {
 }
 
 #[test]
-fn keys_guard_everything_but_probes_metrics_and_pages() {
+fn keys_guard_everything_but_probes_and_metrics() {
     let mut setup = Setup::default();
     setup.options.keys = ApiKeys::open(&["sesame".to_owned(), "other".to_owned()], None).expect("keys");
     let server = test_server::start_with(setup);
@@ -103,21 +103,70 @@ fn keys_guard_everything_but_probes_metrics_and_pages() {
         ("POST", "/detokenize"),
         ("GET", "/tokenizer_info"),
         ("GET", "/version"),
+        ("GET", "/debug/engine"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("GET", "/"),
+        ("GET", "/docs"),
+        ("GET", "/openapi.json"),
     ] {
         assert_eq!(ask(method, path, ""), 401, "{path}");
         assert_eq!(ask(method, path, "sesam"), 401, "{path}");
         assert_ne!(ask(method, path, "other"), 401, "{path}");
     }
     assert_eq!(ask("POST", "/v1/completions", "sesame"), 200);
-    for path in ["/health", "/ready", "/metrics", "/", "/docs", "/openapi.json"] {
+    for path in ["/health", "/ready", "/metrics"] {
         assert_eq!(ask("GET", path, ""), 200, "{path}");
     }
     let refused = server.get("/v1/models");
     assert_eq!(refused.json()["error"]["code"], "invalid_api_key");
     assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    // A browser that opens a page is told to ask for a password, and its user what to give.
+    for page in ["/", "/docs", "/openapi.json"] {
+        let refused = server.get(page);
+        assert!(
+            refused.header("www-authenticate").is_some_and(|value| value.starts_with("Basic realm=")),
+            "{page}"
+        );
+        assert!(refused.text().contains("give it to a browser as the password"), "{}", refused.text());
+    }
+    // The page's own requests bear it then; those that another page makes a browser send do not get in.
+    let from_page = |origin: &str| {
+        let body = r#"{"prompt":"a","max_tokens":1}"#;
+        let password = "YW55Ym9keTpvdGhlcg=="; // anybody:other
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: rill.example\r\nConnection: close\r\nAuthorization: Basic {password}\r\n\
+             Origin: {origin}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        server.raw(head.as_bytes())[9..12].to_owned()
+    };
+    assert_eq!(
+        (from_page("http://rill.example"), from_page("http://evil.example")),
+        ("200".to_owned(), "401".to_owned())
+    );
+    // Twice for each of the 22 routes, and the five after that.
     let metrics = server.get("/metrics").text();
-    assert!(metrics.contains("\nrill_unauthorized_requests_total 33\n"), "{metrics}");
+    assert!(metrics.contains("\nrill_unauthorized_requests_total 49\n"), "{metrics}");
     assert!(metrics.contains("\nrill_key_requests_total{key=\"api-key-1\"} 1\n"), "{metrics}");
+}
+
+/// Of the routes that the description lists, none but the probes and the metrics answers without a key.
+#[test]
+fn every_route_described_asks_for_a_key() {
+    let described = test_server::start().get("/openapi.json").json();
+    let mut setup = Setup::default();
+    setup.options.keys = ApiKeys::open(&["sesame".to_owned()], None).expect("keys");
+    let server = test_server::start_with(setup);
+    for (path, methods) in described["paths"].as_object().expect("paths") {
+        for (method, operation) in methods.as_object().expect("methods") {
+            let filled = path.replace("{id}", "x");
+            let answer = http::call(server.address, &method.to_uppercase(), &filled, "{}").expect("answered");
+            let open = ["/health", "/ready", "/metrics"].contains(&path.as_str());
+            assert_eq!(answer.status == 401, !open, "{method} {path}: {}", answer.status);
+            assert_eq!(operation.get("security").is_none(), open, "{method} {path}");
+        }
+    }
 }
 
 #[test]
@@ -219,6 +268,24 @@ fn the_choices_of_a_prompt_share_its_tokens() {
     let response = ask(&server, "anna", json!({"prompt": "a", "n": 30, "max_tokens": 1}));
     assert_eq!((response.status, &response.json()["error"]["code"]), (429, &json!("queue_full")));
     assert_about(left(&response, "tokens").1, 100 - used);
+}
+
+#[test]
+fn a_kept_response_is_its_keys_own() {
+    let (server, _folder) = start(&(line("anna", KeyLimits::default()) + &line("bert", KeyLimits::default())));
+    let call = |name: &str, method: &str, path: &str, body: Value| {
+        let stream = send(&server, name, method, path, &body.to_string());
+        OpenResponse::read_head(stream).expect("answered").read_to_end().expect("whole")
+    };
+    let kept = call("anna", "POST", "/v1/responses", json!({"input": "a", "max_output_tokens": 2})).json();
+    let id = kept["id"].as_str().expect("an id");
+    let path = format!("/v1/responses/{id}");
+    let next = json!({"input": "b", "previous_response_id": id, "max_output_tokens": 2});
+    for (name, status) in [("bert", 404), ("anna", 200)] {
+        assert_eq!(call(name, "GET", &path, json!({})).status, status, "{name}");
+        assert_eq!(call(name, "POST", "/v1/responses", next.clone()).status, status, "{name}");
+        assert_eq!(call(name, "DELETE", &path, json!({})).status, status, "{name}");
+    }
 }
 
 #[test]

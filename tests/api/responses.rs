@@ -128,6 +128,25 @@ fn functions_are_called_and_formats_hold() {
 }
 
 #[test]
+fn tokens_of_thoughts_are_told_apart() {
+    // The prompt opens the thoughts; the script never closes them, unless the grammar of an answer does.
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n";
+    let server = test_server::start_with(Setup { template: Some(template), ..Setup::default() });
+    let body = json!({"input": "hi", "max_output_tokens": 9, "temperature": 0});
+    let usage = server.ok(PATH, body.clone())["usage"].clone();
+    assert_eq!(
+        (&usage["output_tokens"], &usage["output_tokens_details"]["reasoning_tokens"]),
+        (&json!(9), &json!(9))
+    );
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    let last = events(&server, streamed).pop().unwrap();
+    assert_eq!(last["response"]["usage"]["output_tokens_details"], usage["output_tokens_details"]);
+    let plain = self::server().ok(PATH, json!({"input": "hi", "max_output_tokens": 9}));
+    assert_eq!(plain["usage"]["output_tokens_details"]["reasoning_tokens"], 0);
+}
+
+#[test]
 fn what_is_not_done_is_named() {
     let server = server();
     for (body, param) in [
@@ -138,11 +157,30 @@ fn what_is_not_done_is_named() {
         (json!({"input": "a", "background": true}), "background"),
         (json!({"input": "a", "conversation": "c"}), "conversation"),
         (json!({"input": "a", "truncation": "auto"}), "truncation"),
+        (json!({"input": "a", "context_management": [{"type": "compaction"}]}), "context_management"),
+        (json!({"input": "a", "moderation": "auto"}), "moderation"),
+        (json!({"input": "a", "include": ["reasoning.encrypted_content"]}), "include"),
+        (json!({"input": "a", "max_tool_calls": 3}), "max_tool_calls"),
+        (json!({"input": "a", "text": {"verbosity": "low"}}), "text.verbosity"),
         (json!({"input": "a", "reasoning": {"effort": "high"}}), "reasoning"),
         (json!({"input": "a", "tools": [{"type": "web_search"}]}), "tools"),
+        // Nor are fields called as in the API that they are translated to.
+        (json!({"input": []}), "input"),
+        (json!({"input": {"a": 1}}), "input"),
+        (json!({"input": "a".repeat(3000)}), "input"),
+        (json!({"input": [{"role": "robot", "content": "a"}], "instructions": "b"}), "input"),
+        (json!({"input": "a", "max_output_tokens": -1}), "max_output_tokens"),
+        (json!({"input": "a", "max_output_tokens": 100_000}), "max_output_tokens"),
+        (json!({"input": "a", "text": {"format": {"type": "yaml"}}}), "text.format.type"),
     ] {
         let response = server.post(PATH, &body.to_string());
         assert_eq!(response.status, 400, "{body}: {}", response.text());
-        assert_eq!(response.json()["error"]["param"], param, "{body}");
+        let error = &response.json()["error"];
+        assert_eq!(error["param"], param, "{body}");
+        let message = error["message"].as_str().unwrap();
+        let named = param == "input" || message.contains(param.split('.').next().unwrap());
+        assert!(named && !message.contains("messages") && !message.contains("max_tokens"), "{message}");
+        assert!(!message.contains("untagged"), "{message}");
     }
+    assert!(server.post(PATH, "[]").text().contains("expected a JSON object, not an array"));
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::Method;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -42,6 +42,16 @@ pub async fn authorize(State(state): State<Arc<AppState>>, mut request: Request,
     caller.write_headers(response.headers_mut());
     if let Some(name) = caller.name() {
         response.extensions_mut().insert(CallerName(name.clone()));
+    }
+    response
+}
+
+/// For pages: has a browser that bears no key ask its user for one.
+pub async fn offer_password(mut response: Response) -> Response {
+    if response.status() == StatusCode::UNAUTHORIZED {
+        let challenge =
+            HeaderValue::from_static("Basic realm=\"rill: an API key as the password\", charset=\"UTF-8\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
     response
 }

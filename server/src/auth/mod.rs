@@ -7,6 +7,7 @@ pub mod key_file;
 pub mod layer;
 mod watch;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use axum::http::{HeaderMap, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use self::account::Account;
@@ -63,7 +66,7 @@ impl ApiKeys {
         if !self.required() {
             return Some(Caller::default());
         }
-        let account = given(headers).and_then(|key| self.account_of(&key_file::hash(key)));
+        let account = given(headers).and_then(|key| self.account_of(&key_file::hash(&key)));
         if account.is_none() {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
         }
@@ -130,15 +133,37 @@ impl ApiKeys {
 }
 
 /// The key in a request's headers.
-fn given(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers
-        .get(header::AUTHORIZATION)
-        .map(|value| value.as_bytes())
-        .and_then(|value| value.split_at_checked("Bearer ".len()))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
-        .map(|(_, key)| key.trim_ascii());
+fn given(headers: &HeaderMap) -> Option<Cow<'_, [u8]>> {
+    let authorization = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
+    let after = |scheme: &str| {
+        let (found, rest) = authorization.split_at_checked(scheme.len())?;
+        found.eq_ignore_ascii_case(scheme.as_bytes()).then(|| rest.trim_ascii())
+    };
+    if let Some(key) = after("Bearer ") {
+        return Some(key.into());
+    }
+    if let Some(password) = after("Basic ").filter(|_| is_own_page(headers)).and_then(password) {
+        return Some(password.into());
+    }
     // Anthropic's clients have a header of their own.
-    bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii()))
+    headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii().into())
+}
+
+/// What a browser was told when it asked for a password; the user's name does not matter.
+fn password(encoded: &[u8]) -> Option<Vec<u8>> {
+    let mut pair = STANDARD.decode(encoded).ok()?;
+    let colon = pair.iter().position(|&byte| byte == b':')?;
+    Some(pair.split_off(colon + 1))
+}
+
+/// Whether no page of another server sent this: browsers send a password they know to whoever asked for it, whatever page
+/// makes them.
+fn is_own_page(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let host = headers.get(header::HOST).map(|value| value.as_bytes());
+    let origin = origin.as_bytes();
+    let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+    authority.is_some() && authority == host
 }
 
 impl std::fmt::Debug for ApiKeys {
@@ -185,6 +210,32 @@ mod tests {
         headers.insert("x-api-key", "third".parse().unwrap());
         assert!(keys.identify(&headers).is_none());
         assert_eq!(format!("{keys:?}"), "ApiKeys(2 hidden)");
+    }
+
+    #[test]
+    fn browsers_give_a_key_as_a_password_for_our_own_pages_alone() {
+        let keys = ApiKeys::open(&["se:same".to_owned()], None).unwrap();
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for (authorization, origin, let_in) in [
+            (basic(":se:same"), None, true),
+            (basic("anna:se:same"), None, true),
+            (basic("anna:se:same").replace("Basic", "basic"), None, true),
+            (basic("anna:se:same"), Some("http://rill.example:8000"), true),
+            (basic("anna:se:same"), Some("https://rill.example:8000"), true),
+            (basic("anna:se:same"), Some("http://evil.example"), false),
+            (basic("anna:se:same"), Some("http://rill.example"), false),
+            (basic("anna:se:same"), Some("null"), false),
+            (basic("se:same"), None, false),
+            (basic("se"), None, false),
+            ("Basic !".to_owned(), None, false),
+            // Whoever spells the key out knows it.
+            ("Bearer se:same".to_owned(), Some("http://evil.example"), true),
+        ] {
+            let mut headers = bearer(&authorization);
+            headers.insert(header::HOST, "rill.example:8000".parse().unwrap());
+            origin.map(|origin| headers.insert(header::ORIGIN, origin.parse().unwrap()));
+            assert_eq!(keys.identify(&headers).is_some(), let_in, "{authorization} {origin:?}");
+        }
     }
 
     fn entry(name: &str, key: &str) -> KeyEntry {

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use rill_engine::Event;
 use serde_json::{Map, Value, json};
 
 use super::{PathId, new_id};
@@ -13,12 +14,12 @@ use crate::app::{AppState, unix_seconds};
 use crate::auth::Caller;
 use crate::body::{JsonBytes, parse};
 use crate::chat_request::ChatRequest;
-use crate::event_stream;
+use crate::event_stream::{self, Frames};
 use crate::protocol::ApiError;
 use crate::protocol::error::shorten;
 use crate::protocol::responses::{DeletedResponse, ResponseHead, ResponsesRequest};
 use crate::response_output::ResponseWriter;
-use crate::responses_request::to_chat;
+use crate::responses_request::{NAMES, to_chat};
 
 pub async fn responses(
     State(state): State<Arc<AppState>>,
@@ -29,43 +30,51 @@ pub async fn responses(
     let request: ResponsesRequest = parse(&body)?;
     drop(body);
     let earlier = match &request.previous_response_id {
-        Some(id) => state.responses().get(id).ok_or_else(|| not_found("previous_response_id", id))?.turns,
+        Some(id) => {
+            let kept = state.responses().get(id, caller.name());
+            kept.ok_or_else(|| not_found("previous_response_id", id))?.turns
+        }
         None => Vec::new(),
     };
     let (shared, own, turns) = to_chat(&request, earlier)?;
-    let chat = ChatRequest::new(&state, &serving, &shared, own).await?;
-    let generation = chat.submit(&serving, &caller)?;
+    let chat = ChatRequest::new(&state, &serving, &shared, own).await.map_err(|error| error.renamed(&NAMES))?;
+    let mut generation = chat.submit(&serving, &caller)?;
     let store = request.store.unwrap_or(true);
     let head = head(&request, &chat.model)?;
     let mut writer = ResponseWriter::new(
         state.clone(),
         head,
         chat.answers.reader(0),
-        store.then_some(turns),
+        store.then(|| (turns, caller.name().cloned())),
         chat.options.stream,
     );
     if chat.options.stream {
         return event_stream::respond(generation, writer, in_flight, state.keep_alive()).await;
     }
-    let outcome = generation
-        .collect()
-        .await
-        .map_err(|failure| ApiError::failed(failure.kind, failure.message))?
-        .pop()
-        .ok_or_else(|| ApiError::internal("the engine gave nothing"))?;
-    writer.text(&outcome.text);
-    Ok(Json(writer.end(outcome.reason, outcome.usage)).into_response())
+    while let Some((index, event)) = generation.next().await {
+        match event {
+            Event::Failed { kind, message } => return Err(ApiError::failed(kind, message)),
+            event => writer.event(index, event),
+        };
+    }
+    Ok(Json(writer.into_response()).into_response())
 }
 
-pub async fn one(State(state): State<Arc<AppState>>, PathId(id): PathId) -> Result<Json<Value>, ApiError> {
-    state.responses().get(&id).map(|kept| Json(kept.response)).ok_or_else(|| not_found("response_id", &id))
+pub async fn one(
+    State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
+    PathId(id): PathId,
+) -> Result<Json<Value>, ApiError> {
+    let kept = state.responses().get(&id, caller.name());
+    kept.map(|kept| Json(kept.response)).ok_or_else(|| not_found("response_id", &id))
 }
 
 pub async fn delete(
     State(state): State<Arc<AppState>>,
+    Extension(caller): Extension<Caller>,
     PathId(id): PathId,
 ) -> Result<Json<DeletedResponse>, ApiError> {
-    if !state.responses().delete(&id) {
+    if !state.responses().delete(&id, caller.name()) {
         return Err(not_found("response_id", &id));
     }
     Ok(Json(DeletedResponse { id, object: "response", deleted: true }))
