@@ -94,6 +94,14 @@ fn stopping() {
         "<|im_end|><|im_end|>",
         "length",
     );
+    for spaces in [false, true] {
+        check(
+            json!({"logit_bias": {IM_END.to_string(): 100}, "ignore_eos": true, "max_tokens": 2,
+                   "skip_special_tokens": false, "spaces_between_special_tokens": spaces}),
+            "<|im_end|><|im_end|>",
+            "length",
+        );
+    }
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub struct SharedFields {
     pub include_stop_str_in_output: Option<bool>,
     /// Leave control tokens out of the text.
     pub skip_special_tokens: Option<bool>,
+    /// Either is the same here, as with vLLM's fast tokenizers: special tokens are shown as the vocabulary spells them.
+    pub spaces_between_special_tokens: Option<bool>,
     /// Log-probabilities of the prompt's tokens, with so many alternatives.
     #[schemars(range(min = 0, max = validate::LOGPROBS_MAX))]
     pub prompt_logprobs: Option<i64>,

@@ -27,7 +27,6 @@ const FIELDS: &[Field] = &[
     ("return_token_ids", is_false),
     ("return_tokens_as_token_ids", is_false),
     ("service_tier", usual_tier),
-    ("spaces_between_special_tokens", is_true),
     ("store", is_false),
     ("truncate_prompt_tokens", never),
     ("use_beam_search", is_false),
@@ -41,10 +40,6 @@ fn never(_: &Value) -> bool {
 
 fn is_false(value: &Value) -> bool {
     *value == Value::Bool(false)
-}
-
-fn is_true(value: &Value) -> bool {
-    *value == Value::Bool(true)
 }
 
 fn is_one(value: &Value) -> bool {
