@@ -36,6 +36,7 @@ fn bench_measures_its_own_server_a_peer_and_the_machine() {
         "6",
         "--prefill",
         "30",
+        "--structured",
         "--rounds",
         "1",
         "--neighbour",
@@ -52,12 +53,16 @@ fn bench_measures_its_own_server_a_peer_and_the_machine() {
 
     let report: Value = serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("JSON");
     let lines = report["lines"].as_array().expect("lines");
-    // Two works, two servers, with and without the neighbour.
-    assert_eq!(lines.len(), 8);
+    // Three works, two servers, with and without the neighbour.
+    assert_eq!(lines.len(), 12);
     for line in lines {
         let number = |key: &str| line[key]["median"].as_f64();
         assert!(number("tokens_per_s").is_some_and(|rate| rate > 1.0), "{line}");
         assert_eq!(line["failed_requests"], 0, "{line}");
+        let json = line["work"] == "1 stream of JSON";
+        assert_eq!(number("share_of_free").is_some(), json, "{line}");
+        let grammar = line["grammar_share"].as_f64().zip(line["grammar_us"].as_f64());
+        assert_eq!(grammar.is_some_and(|(share, us)| share > 0.0 && share < 1.0 && us > 0.0), json, "{line}");
         let ours = line["server"] == "rill";
         assert_eq!(number("ratio").is_some(), !ours, "{line}");
         assert_eq!(number("share_of_quiet").is_some(), line["beside_neighbour"] == true, "{line}");

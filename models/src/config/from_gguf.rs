@@ -136,6 +136,9 @@ impl ModelConfig {
                 return Err(ModelError::Unsupported(format!("{} is not supported", key(name))));
             }
         }
+        if metadata.bool(&key("attention.causal"))? == Some(false) {
+            return Err(ModelError::Unsupported(format!("{} is not supported if false", key("attention.causal"))));
+        }
         let learned_positions = has("position_embd.weight");
         let mut rope = rope(file, arch, head_dim, context_len)?;
         if learned_positions {

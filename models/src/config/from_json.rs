@@ -318,6 +318,10 @@ fn refuse_unknown_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
             return Err(ModelError::Unsupported(format!("{}: {name} is not supported", fields.file.path)));
         }
     }
+    // Embedding models made of decoders see what follows as well.
+    if fields.bool(&["is_causal"])? == Some(false) {
+        return Err(ModelError::Unsupported(format!("{}: is_causal is not supported if false", fields.file.path)));
+    }
     for name in ["clip_qkv", "llama_4_scaling_beta", "attn_temperature_tuning"] {
         if fields.object.get(name).or(fields.file.root.get(name)).is_some_and(|value| !value.is_null()) {
             return Err(ModelError::Unsupported(format!("{}: {name} is not supported", fields.file.path)));

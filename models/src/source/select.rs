@@ -40,7 +40,7 @@ pub(super) fn select(listing: &[String], pick: Option<&str>) -> Result<Selection
             return Err("has safetensors weights but no tokenizer.json, which is needed".to_owned());
         }
         let names = ["config.json", "tokenizer.json"].into_iter().chain(OPTIONAL);
-        // Whatever folder modules.json names for the pooling, it holds nothing else that is called so.
+        // modules.json names the folder of the pooling's configuration, and others' are small.
         let is_more = |file: &str| match file.split_once('/') {
             Some(("additional_chat_templates", name)) => name.ends_with(".jinja"),
             Some((_, name)) => name == "config.json" && has("modules.json"),

@@ -172,6 +172,15 @@ fn pooling_and_fill_in_the_middle() {
         ),
     ]);
     assert_eq!(pooled.unwrap().pooling, Some(Pooling::Mean));
+    // A decoder that sees what follows would be computed as one that does not.
+    refusal(read(&gguf().set("llama.attention.causal", Value::Bool(false))), &["llama.attention.causal"]);
+    assert!(read(&gguf().set("llama.attention.causal", Value::Bool(true))).is_ok());
+    for (value, taken) in [(true, true), (false, false)] {
+        let mut json = llama_json();
+        json["is_causal"] = value.into();
+        let found = read_dir_with(&[("config.json", json.to_string())]);
+        assert_eq!(found.is_ok(), taken, "is_causal {value}");
+    }
     // What comes after the pooling is told by another file, which also names the folder.
     let with_modules = |kinds: &str, pooling: &str| {
         let modules: Vec<String> = kinds
