@@ -1,4 +1,4 @@
-//! `GET /health`, `/ready` and `/version`: for probes, never asked for a key.
+//! `GET /health` and `/ready`, for probes, which are never asked for a key; and `/version`.
 
 use std::sync::Arc;
 
