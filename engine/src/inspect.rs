@@ -51,7 +51,7 @@ impl EngineState {
             generated_tokens: sequence.tokens().len() - sequence.prompt_len(),
             computed_tokens: sequence.computed(),
             cached_prompt_tokens: sequence.cached_prompt_tokens,
-            blocks: sequence.table().len(),
+            blocks: sequence.table().held().len(),
             preempted: sequence.preempted,
             age_ms: generation(sequence.key()).map_or(0, |generation| generation.age_us(now_us) / 1000),
         };

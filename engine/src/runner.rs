@@ -21,6 +21,11 @@ pub trait Runner: Send {
     /// Width of a logits row; token ids are below it.
     fn vocab_size(&self) -> usize;
 
+    /// How many tokens before its own a token reads of the cache; `None`: all of them.
+    fn window_tokens(&self) -> Option<usize> {
+        None
+    }
+
     /// Copies whole blocks of the cache, one pair (from, to) after the other.
     fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError>;
 
@@ -79,6 +84,10 @@ impl ModelRunner {
 impl Runner for ModelRunner {
     fn vocab_size(&self) -> usize {
         self.model.shape().vocab_size
+    }
+
+    fn window_tokens(&self) -> Option<usize> {
+        self.model.shape().window_tokens
     }
 
     fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {

@@ -18,6 +18,9 @@
 //! 4. **Drafts** take what is left: tokens proposed to follow a decoding sequence, checked in the same step, in blocks
 //!    that nobody else needs.
 //!
+//! Where every layer slides a window, a sequence gives back the blocks that all windows have passed by, and is admitted by
+//! what it holds at once rather than by its length.
+//!
 //! Sequences submitted as choices of one prompt wait for the first of them, their leader, to compute it, and then start
 //! from its blocks. The last block, if it is not full, is shared until one of them is about to write to it: that one gets a copy.
 //!
@@ -30,7 +33,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::fair_share::{FairShare, GENERATED_TOKEN_PRICE};
 use crate::kv::{BlockId, BlockPool, Digest, blocks_for};
-use crate::sequence::{Sequence, SequenceKey};
+use crate::sequence::{Sequence, SequenceKey, passed_blocks};
 
 /// Bounds of one step.
 #[derive(Debug, Clone, Copy)]
@@ -120,6 +123,8 @@ pub struct Scheduler {
     limits: Limits,
     pool: BlockPool,
     prefix_caching: bool,
+    /// How many tokens before its own a token reads; `None`: all of them.
+    window: Option<usize>,
     waiting: BTreeMap<SequenceKey, Sequence>,
     /// Sequences that wait for another's prompt, by its key.
     followers: BTreeMap<SequenceKey, Vec<Sequence>>,
@@ -142,6 +147,7 @@ impl Scheduler {
             limits,
             pool: BlockPool::new(num_blocks, block_size, prefix_caching),
             prefix_caching,
+            window: None,
             waiting: BTreeMap::new(),
             followers: BTreeMap::new(),
             running: Vec::new(),
@@ -152,6 +158,17 @@ impl Scheduler {
             restores_left: 0,
             totals: Totals::default(),
         }
+    }
+
+    /// How many tokens before its own a token reads at most; blocks further back are given back. `None` until it is set:
+    /// all are kept.
+    pub fn set_window(&mut self, tokens: Option<usize>) {
+        debug_assert!(self.is_idle());
+        self.window = tokens;
+    }
+
+    pub fn window(&self) -> Option<usize> {
+        self.window
     }
 
     /// Queues a sequence. Its blocks, grown to its full length, must fit the pool.
@@ -314,6 +331,7 @@ impl Scheduler {
         sequence.draft.clear();
         sequence.commit(count - drafts + new.len().saturating_sub(1), &mut self.pool);
         sequence.trim_blocks(&mut self.pool);
+        sequence.pass_blocks(self.window, &mut self.pool);
         sequence.drafter_seen = sequence.drafter_seen.min(sequence.computed);
         self.shares.charge(&sequence.tenant, GENERATED_TOKEN_PRICE * new.len() as u64);
     }
@@ -336,6 +354,7 @@ impl Scheduler {
         for restore in &self.plan.restores {
             if let Ok(index) = self.running_index(restore.key) {
                 self.running[index].trim_blocks(&mut self.pool);
+                self.running[index].pass_blocks(self.window, &mut self.pool);
             }
         }
     }
@@ -455,6 +474,7 @@ impl Scheduler {
                 self.totals.cache_queries += sequence.prompt_len as u64;
             }
             self.totals.cache_hits += sequence.extend_from_cache(&mut self.pool) as u64;
+            sequence.pass_blocks(self.window, &mut self.pool);
             let place = self.running.partition_point(|other| other.key < key);
             self.running.insert(place, sequence);
         }
@@ -476,12 +496,23 @@ impl Scheduler {
         if self.running.is_empty() {
             return true;
         }
-        let size = self.pool.block_size();
-        let missing = |s: &Sequence| blocks_for(s.tokens.len(), size) - s.table.len();
-        let promised: usize = self.running.iter().map(|s| missing(s) + 1).sum();
+        let promised: usize = self.running.iter().map(|s| self.missing(s, 0) + 1).sum();
         // A hit on a block somebody holds is free; one on an evictable block takes it off the available ones.
         let shared = sequence.hits(&self.pool).filter(|&block| self.pool.holders(block) > 0).count();
-        promised + missing(sequence) - shared <= self.pool.available()
+        promised + self.missing(sequence, shared) <= self.pool.available()
+    }
+
+    /// Blocks that `sequence` will still take to compute the tokens it has, but for `shared` ones that others hold.
+    fn missing(&self, sequence: &Sequence, shared: usize) -> usize {
+        let all = blocks_for(sequence.tokens.len(), self.pool.block_size()) - sequence.table.len() - shared;
+        let most = self.held_max(self.limits.max_batch_tokens);
+        all.min(most.saturating_sub(sequence.table.held().len()))
+    }
+
+    /// Blocks that a sequence holds at most while it computes `rows` tokens in a step.
+    fn held_max(&self, rows: usize) -> usize {
+        let size = self.pool.block_size();
+        self.window.map_or(usize::MAX, |window| blocks_for(window + rows, size) + 1)
     }
 
     fn grant_prefill(&mut self) {
@@ -492,6 +523,7 @@ impl Scheduler {
             }
             // Another sequence may have computed the same prefix since the last look.
             self.totals.cache_hits += sequence.extend_from_cache(&mut self.pool) as u64;
+            sequence.pass_blocks(self.window, &mut self.pool);
             self.plan_restores(index);
         }
         while self.left > 0 {
@@ -621,7 +653,10 @@ impl Scheduler {
             if table.len() != blocks_for(*computed, size) {
                 return Err(format!("{key:?}: {} blocks for {computed} tokens", table.len()));
             }
-            for (index, &block) in table.blocks().iter().enumerate() {
+            if table.passed() != passed_blocks(*computed, self.window, size) {
+                return Err(format!("{key:?}: {} blocks given back of {computed} tokens", table.passed()));
+            }
+            for (index, &block) in table.blocks().iter().enumerate().skip(table.passed()) {
                 holders[block as usize] += 1;
                 if (index + 1) * size > *computed && self.pool.is_cached(block) {
                     return Err(format!("{key:?}: block {block} is not full and cached"));
@@ -668,6 +703,9 @@ impl Scheduler {
             }
             if sequence.table.len() < blocks_for(start + count, size) {
                 return Err(format!("{key:?}: rows beyond its blocks"));
+            }
+            if sequence.table.held().len() > self.held_max(count) {
+                return Err(format!("{key:?}: holds blocks that its window has passed by"));
             }
             for &block in &sequence.table.blocks()[start / size..blocks_for(start + count, size)] {
                 if self.pool.holders(block) != 1 || self.pool.is_cached(block) {

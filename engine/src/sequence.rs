@@ -17,7 +17,7 @@ pub struct SequenceKey {
 }
 
 /// Tokens and the part of them whose keys and values are cached. Invariants: `computed <= tokens.len()`, and
-/// between steps the block table covers exactly the computed tokens.
+/// between steps the block table covers exactly the computed tokens, but for those that every window has passed by.
 #[derive(Debug)]
 pub struct Sequence {
     pub(crate) key: SequenceKey,
@@ -241,13 +241,22 @@ impl Sequence {
         }
     }
 
+    /// Gives back the blocks that no token to come reads, where each reads `window` tokens before its own.
+    pub(crate) fn pass_blocks(&mut self, window: Option<usize>, pool: &mut BlockPool) {
+        let passed = passed_blocks(self.computed, window, pool.block_size());
+        while self.table.passed() < passed {
+            let Some(block) = self.table.pass() else { return };
+            pool.release(block);
+        }
+    }
+
     /// Starts where `leader` is at the end of their common prompt, holding the same blocks. The last one, if it is not
     /// full, is copied by whoever writes to it first.
     pub(crate) fn fork_from(&mut self, leader: &Sequence, pool: &mut BlockPool) {
         debug_assert!(self.table.is_empty() && leader.computed >= self.prompt_len);
-        for &block in &leader.table.blocks()[..blocks_for(self.prompt_len, pool.block_size())] {
+        self.table = leader.table.first(blocks_for(self.prompt_len, pool.block_size()));
+        for &block in self.table.held() {
             pool.acquire(block);
-            self.table.push(block);
         }
         self.computed = self.prompt_len;
         self.cached_prompt_tokens = leader.cached_prompt_tokens;
@@ -258,9 +267,15 @@ impl Sequence {
         while let Some(block) = self.table.pop() {
             pool.release(block);
         }
+        self.table.clear();
         self.computed = 0;
         self.drafter_seen = 0;
     }
+}
+
+/// Whole blocks that lie before all that the tokens after `computed` read, where each reads `window` tokens before its own.
+pub(crate) fn passed_blocks(computed: usize, window: Option<usize>, block_size: usize) -> usize {
+    window.map_or(0, |window| computed.saturating_sub(window) / block_size)
 }
 
 #[cfg(test)]

@@ -159,7 +159,8 @@ impl EngineCore {
     ) -> Result<(EngineCore, EngineHandle), ConfigError> {
         config.validate()?;
         let limits = Limits { max_batch_tokens: config.max_batch_tokens, max_running: config.max_running };
-        let scheduler = Scheduler::new(limits, config.num_blocks, config.block_size, config.prefix_caching);
+        let mut scheduler = Scheduler::new(limits, config.num_blocks, config.block_size, config.prefix_caching);
+        scheduler.set_window(runner.window_tokens());
         let vocab_size = runner.vocab_size();
         let widths = (vocab_size, runner.hidden_size());
         let (handle, inbox, alive) = EngineHandle::new(config, widths, clock.clone());
@@ -201,6 +202,8 @@ impl EngineCore {
     pub fn with(mut self, extras: Extras) -> EngineCore {
         if let Some(draft) = &extras.draft {
             assert_eq!(draft.vocab_size(), self.vocab_size, "the draft model's vocabulary is another one");
+            // It may come to a sequence late, and then reads and writes all of its blocks.
+            self.scheduler.set_window(None);
         }
         self.spill = extras.tier.map(Spill::new);
         self.draft_model = extras.draft.map(DraftModel::new);

@@ -17,10 +17,30 @@ pub struct StepInput<'a> {
     pub query_starts: &'a [u32],
     /// Tokens attention may see, this step's included.
     pub context_lens: &'a [u32],
-    /// All block tables, one after another.
+    /// All block tables, one after another. Blocks that a window has passed by ([`AttentionShape::reach`]) are not read,
+    /// nor need they be in the cache.
     pub block_tables: &'a [u32],
     /// Prefix sums of block-table lengths, `sequences + 1` entries.
     pub block_table_starts: &'a [u32],
+}
+
+impl StepInput<'_> {
+    /// # Panics
+    /// If a slot that is written, or a block that may be read, is not in such a cache.
+    pub(crate) fn check(&self, heads: AttentionShape, cache: CacheShape) {
+        let slots = cache.blocks * cache.block_size;
+        assert!(self.slot_mapping.iter().all(|&slot| (slot as usize) < slots), "a slot beyond the cache");
+        for sequence in 0..self.context_lens.len() {
+            let rows = self.query_starts[sequence] as usize..self.query_starts[sequence + 1] as usize;
+            let table = self.block_table_starts[sequence] as usize..self.block_table_starts[sequence + 1] as usize;
+            let held = table.len() * cache.block_size;
+            assert!(self.context_lens[sequence] as usize <= held, "a block table shorter than its context");
+            let Some(&first) = self.positions[rows].first() else { continue };
+            let passed = heads.reach().map_or(0, |reach| (first as usize).saturating_sub(reach));
+            let read = &self.block_tables[table][passed / cache.block_size..];
+            assert!(read.iter().all(|&block| (block as usize) < cache.blocks), "a block beyond the cache");
+        }
+    }
 }
 
 /// Rotary position embedding: dimension pairs (i, i + n) of the first `2 n` of each head turn by
@@ -31,6 +51,9 @@ pub struct Rope {
     /// Cosine and sine are multiplied by it (YaRN's attention factor; 1 elsewhere).
     pub factor: f32,
 }
+
+/// Where a backend begins to read a row's context is a multiple of a divisor of this, whatever the row's window.
+pub(crate) const ATTENTION_SPAN: usize = 64;
 
 /// Heads of an attention layer; each KV head serves `heads / kv_heads` consecutive query heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,6 +97,11 @@ impl AttentionShape {
     /// Width of a head in the cache: the next multiple of 32, filled up with zeros.
     pub fn padded_dim(&self) -> usize {
         self.head_dim.next_multiple_of(32)
+    }
+
+    /// How many tokens before a query's own may be read for it; `None`: all. A window is read from a whole span on.
+    pub fn reach(&self) -> Option<usize> {
+        self.window.map(|window| window.saturating_sub(1) + ATTENTION_SPAN - 1)
     }
 
     /// Width of a row of queries, keys and values side by side.

@@ -20,7 +20,8 @@ pub struct ForwardInput {
     pub query_starts: Vec<u32>,
     /// Tokens of each sequence that attention may see, this step's rows included.
     pub context_lens: Vec<u32>,
-    /// All sequences' block tables, one after another.
+    /// All sequences' block tables, one after another. Blocks that hold nothing but tokens further back than
+    /// [`ModelShape::window_tokens`] are not read: their entries may be anything.
     pub block_tables: Vec<u32>,
     /// Prefix sums of block-table lengths: `sequences + 1` entries.
     pub block_table_starts: Vec<u32>,
@@ -63,7 +64,7 @@ pub struct ModelShape {
     pub context_len: usize,
     /// Bytes of KV cache one token takes over all layers.
     pub kv_bytes_per_token: usize,
-    /// Tokens before the next one that any layer still reads, if every layer slides a window.
+    /// How many tokens before a token's own any layer reads, if every layer slides a window.
     pub window_tokens: Option<usize>,
     /// More sequences than this must not run at once; `None`: no such limit.
     pub running_max: Option<usize>,

@@ -126,18 +126,28 @@ pub struct FakeRunner {
     block_size: usize,
     /// One entry a slot.
     kv: Vec<u64>,
+    /// Entries before its own that a token sees.
+    window: Option<usize>,
     faults: Arc<Faults>,
 }
 
 impl FakeRunner {
     pub fn new(num_blocks: usize, block_size: usize, faults: Arc<Faults>) -> FakeRunner {
-        FakeRunner { block_size, kv: vec![u64::MAX; num_blocks * block_size], faults }
+        FakeRunner { block_size, kv: vec![u64::MAX; num_blocks * block_size], window: None, faults }
+    }
+
+    pub fn with_window(self, window: Option<usize>) -> FakeRunner {
+        FakeRunner { window, ..self }
     }
 }
 
 impl Runner for FakeRunner {
     fn vocab_size(&self) -> usize {
         VOCAB
+    }
+
+    fn window_tokens(&self) -> Option<usize> {
+        self.window
     }
 
     fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {
@@ -190,9 +200,13 @@ impl Runner for FakeRunner {
                 table[position / self.block_size] as usize * self.block_size + position % self.block_size
             };
             let first = input.context_lens[sequence] as usize - rows.len();
-            let mut context =
-                (0..first).fold(Context::default(), |seen, position| seen.then(self.kv[slot(position)]));
+            let mut context = Context::default();
             for (position, row) in (first..).zip(rows) {
+                let seen = position.saturating_sub(self.window.unwrap_or(usize::MAX));
+                if position == first || seen > 0 {
+                    context =
+                        (seen..position).fold(Context::default(), |seen, past| seen.then(self.kv[slot(past)]));
+                }
                 assert_eq!(input.positions[row] as usize, position);
                 assert_eq!(input.slot_mapping[row] as usize, slot(position));
                 let entry = context.entry(input.token_ids[row], position);

@@ -16,15 +16,17 @@ pub struct Expected {
     pub reason: Option<FinishReason>,
 }
 
-pub fn run(request: &GenerateRequest, context_len: usize) -> Expected {
+pub fn run(request: &GenerateRequest, context_len: usize, window: Option<usize>) -> Expected {
     let mut sampler = Sampler::default();
     let mut expected = Expected::default();
-    let mut context = Context::default();
+    let mut entries = Vec::new();
     let mut logits = Vec::new();
     let mut read = |token: u32, position: usize| {
-        context = context.then(context.entry(token, position));
+        let seen = position.saturating_sub(window.unwrap_or(usize::MAX));
+        let context = entries[seen..].iter().fold(Context::default(), |context, &entry| context.then(entry));
+        entries.push(context.entry(token, position));
         let mut row = Vec::new();
-        context.logits(&mut row);
+        context.then(entries[position]).logits(&mut row);
         row
     };
 

@@ -49,6 +49,7 @@ struct Seen {
     block_copies: u64,
     blocks_restored: u64,
     blocks_lost: u64,
+    blocks_passed: u64,
     runs_ended_by_death: u64,
 }
 
@@ -67,6 +68,8 @@ struct Simulation {
     random: Random,
     config: EngineConfig,
     prefixes: Prefixes,
+    /// Of the model.
+    window: Option<usize>,
     core: EngineCore,
     handle: EngineHandle,
     faults: Arc<Faults>,
@@ -102,7 +105,8 @@ impl Simulation {
         let config = EngineConfig { max_drafts: if case.has("drafts") { config.max_drafts } else { 0 }, ..config };
         let now_us = Arc::new(AtomicU64::new(0));
         let faults = Arc::new(Faults { now_us: Arc::clone(&now_us), ..Faults::default() });
-        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults));
+        let window = random.one_in(3).then(|| random.between(1, 24)).filter(|_| case.has("window"));
+        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).with_window(window);
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
@@ -114,7 +118,21 @@ impl Simulation {
         });
         let prefixes = Prefixes::new(&mut random, config.context_len);
         let (live, past, seen) = (Vec::new(), Vec::new(), Seen::default());
-        Simulation { case, random, config, prefixes, core, handle, faults, now_us, live, past, accepted: 0, seen }
+        Simulation {
+            case,
+            random,
+            config,
+            prefixes,
+            window,
+            core,
+            handle,
+            faults,
+            now_us,
+            live,
+            past,
+            accepted: 0,
+            seen,
+        }
     }
 
     fn run(mut self) -> Seen {
@@ -208,6 +226,7 @@ impl Simulation {
         let pool = self.core.scheduler().pool();
         let shared = (0..pool.num_blocks() as u32).filter(|&block| pool.holders(block) > 1).count();
         self.seen.shared_blocks += shared as u64;
+        self.check_windows();
         self.read_streams();
         let scheduler = self.core.scheduler();
         let sequences = scheduler.running().len() + scheduler.waiting().count();
@@ -222,6 +241,19 @@ impl Simulation {
         step
     }
 
+    /// Blocks that no token to come reads are given back, and no others.
+    fn check_windows(&mut self) {
+        let size = self.config.block_size;
+        for sequence in self.core.scheduler().running() {
+            let (passed, held) = (sequence.table().passed(), sequence.table().held().len());
+            match self.core.scheduler().window() {
+                Some(window) => assert!(held <= window.div_ceil(size) + 1, "{held} blocks for {window} tokens"),
+                None => assert_eq!(passed, 0),
+            }
+            self.seen.blocks_passed += passed as u64;
+        }
+    }
+
     /// Takes in all events; a stream that has ended is compared with what it had to be and forgotten.
     fn read_streams(&mut self) {
         let now = self.now_us.load(Relaxed);
@@ -234,7 +266,7 @@ impl Simulation {
             let live = self.live.swap_remove(place);
             match &live.failure {
                 None => {
-                    live.compare(&self.config);
+                    live.compare(&self.config, self.window);
                     self.check_cache_hit(&live);
                     self.seen.finished += 1;
                 }
@@ -361,8 +393,8 @@ impl Live {
         (self.request.cache_salt.clone(), [&self.request.prompt[..], &self.got.token_ids].concat())
     }
 
-    fn compare(&self, config: &EngineConfig) {
-        let want = plain_model::run(&self.request, config.context_len);
+    fn compare(&self, config: &EngineConfig, window: Option<usize>) {
+        let want = plain_model::run(&self.request, config.context_len, window);
         assert_eq!(self.got, want, "{:?}", self.request);
         let cached = self.cached_tokens as usize;
         assert!(cached < self.request.prompt.len() && cached.is_multiple_of(config.block_size));
@@ -400,6 +432,7 @@ fn add(total: &mut Seen, seen: &Seen) {
     total.block_copies += seen.block_copies;
     total.blocks_restored += seen.blocks_restored;
     total.blocks_lost += seen.blocks_lost;
+    total.blocks_passed += seen.blocks_passed;
     total.runs_ended_by_death += seen.runs_ended_by_death;
 }
 
@@ -450,6 +483,7 @@ fn main() {
             total.block_copies,
             total.blocks_restored,
             total.blocks_lost,
+            total.blocks_passed,
             total.runs_ended_by_death,
         ];
         assert!(happened.iter().all(|&count| count > 100), "something hardly ever happened: {total:?}");

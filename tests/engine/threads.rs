@@ -101,7 +101,7 @@ fn many_submitters_get_what_they_would_get_alone() {
                         }
                         continue;
                     }
-                    let want = plain_model::run(&request, config().context_len);
+                    let want = plain_model::run(&request, config().context_len, None);
                     let (mut text, mut tokens, mut ended) = (String::new(), Vec::new(), None);
                     while let Some(event) = stream.next_blocking() {
                         match event {
@@ -253,7 +253,7 @@ fn a_defect_in_one_sequence_fails_that_sequence_alone() {
         requests.iter().map(|request| submit_when_there_is_room(&handle, request.clone())).collect();
     let mut failed = 0;
     for (request, stream) in requests.iter().zip(streams) {
-        let meets_poison = plain_model::run(request, config().context_len).token_ids.contains(&POISON);
+        let meets_poison = plain_model::run(request, config().context_len, None).token_ids.contains(&POISON);
         let failure = failure(stream);
         assert_eq!(failure.is_some(), meets_poison);
         if let Some((kind, message)) = failure {

@@ -56,9 +56,7 @@ pub(super) fn attention(
     assert!(qkv.rows == rows && qkv.width == heads.qkv_width(), "queries, keys and values have another shape");
     let prepared = step.positions == input.positions && step.query_starts == input.query_starts;
     assert!(prepared && step.heads == Some(heads), "the step was prepared for another batch");
-    let slots = cache.shape.blocks * cache.shape.block_size;
-    assert!(input.slot_mapping.iter().all(|&slot| (slot as usize) < slots), "a slot beyond the cache");
-    assert!(input.block_tables.iter().all(|&b| (b as usize) < cache.shape.blocks), "a block beyond the cache");
+    input.check(heads, cache.shape);
     let isa = backend.isa;
     let geometry = cache.geometry();
     let cache = match &mut cache.storage {
@@ -96,7 +94,7 @@ pub(super) fn attention(
     match cache {
         Either::Brain(cache) => {
             let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
-            // SAFETY: the ISA is available; block tables are inside the cache; every output row and head is written by
+            // SAFETY: the ISA is available; what is read of block tables is inside the cache; every output row and head is written by
             // one piece, or by the last of those that share a counter.
             backend.pool.run(pieces.len(), &|piece| unsafe { job.brain(isa, &pieces[piece]) });
         }

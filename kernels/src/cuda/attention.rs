@@ -1,11 +1,12 @@
 //! Attention's work list: which rows meet which tokens in which launch. kernels/cuda/attention.cuh says why any list
 //! gives a row the same bits.
 
-use crate::backend::{AttentionShape, StepInput};
+use crate::backend::{ATTENTION_SPAN, AttentionShape, StepInput};
 
 /// As in attention.cuh.
 const PARTITION: usize = 256;
 const TILE: usize = 16;
+const _: () = assert!(ATTENTION_SPAN.is_multiple_of(TILE), "tiles begin within a row's reach");
 /// Rows a block of the shared kernel takes.
 const SHARED_ROWS: usize = 64;
 /// Sequences with at most this many rows (tokens × query heads of a KV head) go to the split kernel.

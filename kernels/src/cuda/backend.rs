@@ -476,13 +476,7 @@ impl Backend for CudaBackend {
             "queries, keys and values of each row"
         );
         let (dim, size) = (cache_dim(heads.head_dim), cache.shape.block_size);
-        let slots = cache.shape.blocks * size;
-        assert!(input.slot_mapping.iter().all(|&slot| (slot as usize) < slots), "a slot beyond the cache");
-        assert!(input.block_tables.iter().all(|&b| (b as usize) < cache.shape.blocks), "a block beyond the cache");
-        for s in 0..input.context_lens.len() {
-            let held = (input.block_table_starts[s + 1] - input.block_table_starts[s]) as usize * size;
-            assert!(input.context_lens[s] as usize <= held, "a block table shorter than its context");
-        }
+        input.check(heads, cache.shape);
         let write = [
             qkv.data.pointer().into(),
             step.rotations.pointer().into(),

@@ -139,9 +139,9 @@ pub(crate) struct Decoder<B: Backend, L> {
     buffers: Buffers<B>,
 }
 
-/// The longest window, unless a layer has none.
-fn longest_window(kinds: &[AttentionKind]) -> Option<usize> {
-    kinds.iter().map(|kind| kind.heads.window).collect::<Option<Vec<usize>>>()?.into_iter().max()
+/// How far back any layer reads, unless one reads everything.
+fn longest_reach(kinds: &[AttentionKind]) -> Option<usize> {
+    kinds.iter().map(|kind| kind.heads.reach()).collect::<Option<Vec<usize>>>()?.into_iter().max()
 }
 
 /// A device that failed fails the model: what it holds is lost.
@@ -210,7 +210,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 hidden_size: hidden,
                 context_len: config.context_len,
                 kv_bytes_per_token,
-                window_tokens: longest_window(&kinds),
+                window_tokens: longest_reach(&kinds),
                 running_max: None,
             },
             hidden_size: hidden,
@@ -398,8 +398,9 @@ mod tests {
             let heads = |window| AttentionShape { window, ..AttentionShape::full(1, 1, 32, 1.0) };
             windows.iter().map(|&window| AttentionKind { heads: heads(window), rope: rope.clone() }).collect()
         };
-        assert_eq!(longest_window(&kinds(&[Some(8), Some(20)])), Some(20));
-        assert_eq!(longest_window(&kinds(&[Some(8), None])), None);
-        assert_eq!(longest_window(&kinds(&[None])), None);
+        // 19 tokens before the query's own, and those before them in the same span.
+        assert_eq!(longest_reach(&kinds(&[Some(8), Some(20)])), Some(19 + 63));
+        assert_eq!(longest_reach(&kinds(&[Some(8), None])), None);
+        assert_eq!(longest_reach(&kinds(&[None])), None);
     }
 }

@@ -2,13 +2,13 @@
 //! threads take. Nothing here changes a result.
 
 use super::state::State;
-use crate::backend::{AttentionShape, StepInput};
+use crate::backend::{ATTENTION_SPAN, AttentionShape, StepInput};
 use crate::memory::{Buffer, Shared};
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
 /// Tokens a softmax update covers.
-pub(super) const SPAN: usize = 64;
+pub(super) const SPAN: usize = ATTENTION_SPAN;
 /// Tokens whose softmax state is kept apart before it is merged.
 pub(super) const PARTITION: usize = 256;
 /// Query rows (tokens × heads) that go through the context together.
