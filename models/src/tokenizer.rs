@@ -2,12 +2,14 @@
 
 mod bpe;
 mod byte_level;
+mod chars_map;
 mod from_gguf;
 mod from_json;
 mod merge;
 mod pre_split;
 mod special;
 mod spm;
+mod unigram;
 mod vocab;
 mod word_piece;
 

@@ -2,7 +2,7 @@
 `sentencepiece` cut the texts of tokenizer_smollm2.json into, for every published way of splitting words. Of the ids only
 a hash is kept, FNV-1a over little-endian u32; `TEXT` as an argument prints the pieces of one text under every rule.
 
-    pip install tokenizers sentencepiece
+    pip install tokenizers sentencepiece protobuf
     python models/tests/make_vocabulary_fixture.py [TEXT]
 """
 
@@ -11,8 +11,10 @@ import json
 import pathlib
 import struct
 import sys
+import tempfile
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -32,6 +34,35 @@ TEKKEN = "|".join(CASED) + r"|\p{N}" + CASED_REST
 GPT4O = "|".join(part + SUFFIX for part in CASED) + r"|\p{N}{1,3}" + CASED_REST
 DEEPSEEK3 = (r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
              r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+# Letters of scripts with capitals.
+DEEPSEEK_LETTERS = (
+    r"\s?[A-Za-z"
+    "\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481"
+    "\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf"
+    "\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d"
+    "\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4"
+    "\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107"
+    "\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f"
+    "\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d"
+    "\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17"
+    "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
+    "\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
+    "]+")
+# The letters that Kimi takes together are no Han characters.
+KIMI = ("|".join([r"[\p{Han}]+", *(part.replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]") + SUFFIX for part in CASED)])
+        + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SEED = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+")
+BAILING = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
+           r"|\s+(?!\S)|\s+")
+EXAONE_MOE = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+              r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+")
+MINICPM5 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+")
+UFAKZEKA = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+# llama.cpp's, for files that name no rule.
+DEFAULT = [r"[\p{P}\$\+<=>\^~\|]+",
+           r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", r"\p{N}+", "[0-9][0-9][0-9]"]
 BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 GPT2 = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -58,8 +89,19 @@ RULES = {
     "falcon": [pre_tokenizers.Punctuation("contiguous"), *GPT2,
                pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")],
     "bloom": split(BLOOM),
+    "viking": split(BLOOM, r"\p{N}"),
+    "kimi-k2": split(KIMI),
+    "seed-coder": split(SEED),
+    "bailingmoe": split(BAILING),
+    "exaone-moe": split(EXAONE_MOE),
+    "minicpm5": split(r"\p{N}{1,3}", MINICPM5),
+    "laguna": split(r"[^\n]+|\n+", QWEN2),
+    "ufakzeka": split(UFAKZEKA),
+    "default": split(*DEFAULT),
+    "deepseek-llm": split(r"[\r\n]", DEEPSEEK_LETTERS, r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$",
+                          "[一-龥ࠀ-一가-퟿]+", r"\p{N}+"),
 }
-WHOLE_WORDS = ["llama-bpe", "tekken"]
+WHOLE_WORDS = ["llama-bpe", "tekken", "minicpm5"]
 
 
 def texts():
@@ -110,6 +152,42 @@ def sentence_pieces(corpus, prefix):
             "add_space_prefix": prefix, "ids": hashes(model.encode(text) for text in corpus)}
 
 
+# Few, where the published tables have thousands: ligatures, full width, what blanks there are beside the blank.
+NORMALIZATION = {"ﬁ": "fi", "Ａ": "A", "１": "1", "\n": " ", "\t": " ", "\u3000": " ", "e\u0301": "é", "™": "TM", "\u200b": ""}
+
+
+def unigrams(corpus, prefix, merging, bytes_too):
+    written = io.BytesIO()
+    lines = [line for text in corpus for line in text.split("\n") if line.strip()]
+    options = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        if merging:
+            rules = pathlib.Path(scratch) / "rules.tsv"
+            points = lambda text: " ".join(f"{ord(c):X}" for c in text)
+            rules.write_text("".join(f"{points(a)}\t{points(b)}\n" for a, b in NORMALIZATION.items()))
+            options["normalization_rule_tsv"] = str(rules)
+        else:
+            options["normalization_rule_name"] = "identity"
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines * 3), model_writer=written, model_type="unigram", vocab_size=900,
+            byte_fallback=bytes_too, add_dummy_prefix=prefix, remove_extra_whitespaces=merging, character_coverage=0.98,
+            minloglevel=2, num_threads=1, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, **options)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = proto.pieces
+    # Sums of log-probabilities in 64 bits, as llama.cpp and `tokenizers` add them: sentencepiece's own, in 32, decide some
+    # ties otherwise. It normalises; nothing but normal pieces and bytes may be met in a text.
+    vocab = [(piece.piece if piece.type in (1, 6) else f"\0{i}", piece.score) for i, piece in enumerate(pieces)]
+    likeliest = models.Unigram(vocab, 2, bytes_too)
+    # Which take a byte's spelling in a text for the byte, as sentencepiece does not.
+    exact = lambda text: [token.id for token in likeliest.tokenize(model.normalize(text))]
+    encoded = [model.encode(text) if "<0x" in text else exact(text) for text in corpus]
+    print(f"{sum(a != model.encode(text) for a, text in zip(encoded, corpus))} texts of {len(corpus)} are ties in 32 bits")
+    return {"tokens": [piece.piece for piece in pieces], "scores": [piece.score for piece in pieces],
+            "kinds": [piece.type for piece in pieces], "add_space_prefix": prefix, "remove_extra_whitespaces": merging,
+            "charsmap": list(proto.normalizer_spec.precompiled_charsmap), "ids": hashes(encoded)}
+
+
 def word_pieces(corpus, lowercase):
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=10**6))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -132,6 +210,8 @@ def main():
     corpus = texts()
     fixture = {"text_bytes_max": TEXT_BYTES_MAX, "bpe": byte_pairs(corpus),
                "spm": [sentence_pieces(corpus, True), sentence_pieces(corpus, False)],
+               "unigram": [unigrams(corpus, True, False, False), unigrams(corpus, False, False, True),
+                           unigrams(corpus, True, True, False)],
                "word_piece": [word_pieces(corpus, True), word_pieces(corpus, False)]}
     path = FIXTURES / "vocabularies.json"
     path.write_text(json.dumps(fixture, ensure_ascii=True, separators=(",", ":")) + "\n")

@@ -8,6 +8,7 @@ use super::bpe::BpeModel;
 use super::merge::Merger;
 use super::special::{Fragment, SpecialTokens};
 use super::spm::{self, SpmModel};
+use super::unigram::UnigramModel;
 use super::vocab::{TokenKind, Vocab, spelled_byte};
 use super::word_piece::{self, WordPieceModel};
 use super::{Backend, SpecialIds, Tokenizer, TokenizerError, byte_level};
@@ -17,6 +18,7 @@ use crate::gguf::{GgufFile, Metadata};
 enum Algorithm {
     Bpe(Box<BpeModel>),
     Spm(Box<SpmModel>),
+    Unigram(Box<UnigramModel>),
     WordPiece(WordPieceModel),
 }
 
@@ -53,6 +55,7 @@ fn build(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
     // What old files of a kind leave unsaid.
     let (bos, eos, unknown, separator) = match model {
         "llama" => (Some(1), Some(2), Some(0), None),
+        "t5" => (None, Some(1), Some(2), None),
         "bert" => (Some(101), None, Some(100), Some(102)),
         _ => (None, None, None, None),
     };
@@ -83,13 +86,17 @@ fn build(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
             let spm = SpmModel::from_gguf(metadata, &vocab, special.unknown)?;
             (Algorithm::Spm(Box::new(spm)), true, special.eos)
         }
+        "t5" => {
+            let unigram = UnigramModel::from_gguf(metadata, &vocab, special.unknown)?;
+            (Algorithm::Unigram(Box::new(unigram)), false, special.eos)
+        }
         "bert" => {
             let word_piece = WordPieceModel::from_gguf(metadata, special.unknown)?;
             (Algorithm::WordPiece(word_piece), true, separator)
         }
         other => {
             return Err(ModelError::Unsupported(format!(
-                "tokenizer.ggml.model is {other:?}, a kind of vocabulary that is not supported; gpt2, llama and bert are"
+                "tokenizer.ggml.model is {other:?}, a kind of vocabulary that is not supported; gpt2, llama, t5 and bert are"
             )));
         }
     };
@@ -106,7 +113,7 @@ fn build(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
     let prefix = flag("add_bos_token", add_bos, special.bos, "bos_token_id")?;
     let suffix = match &algorithm {
         Algorithm::WordPiece(_) => flag("add_sep_token", true, end, "seperator_token_id")?,
-        _ => flag("add_eos_token", false, end, "eos_token_id")?,
+        _ => flag("add_eos_token", model == "t5", end, "eos_token_id")?,
     };
     let bytes = (0..vocab.len() as u32).map(|id| token_bytes(&vocab, &algorithm, id)).collect();
     let special_flags =
@@ -118,6 +125,7 @@ fn build(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
     let strips_leading_space = match &algorithm {
         Algorithm::Bpe(_) => false,
         Algorithm::Spm(model) => model.add_space_prefix,
+        Algorithm::Unigram(model) => model.add_space_prefix,
         Algorithm::WordPiece(_) => true,
     };
     Ok(Tokenizer {
@@ -148,7 +156,9 @@ fn token_bytes(vocab: &Vocab, algorithm: &Algorithm, id: u32) -> Box<[u8]> {
             Some(bytes) => bytes.into(),
             None => literal(),
         },
-        (TokenKind::Normal, Algorithm::Spm(_)) => spelling.replace(spm::SPACE, " ").into_bytes().into(),
+        (TokenKind::Normal, Algorithm::Spm(_) | Algorithm::Unigram(_)) => {
+            spelling.replace(spm::SPACE, " ").into_bytes().into()
+        }
         (TokenKind::Normal, Algorithm::WordPiece(_)) => {
             spelling.replace(word_piece::WORD_START, " ").into_bytes().into()
         }
@@ -176,6 +186,10 @@ impl GgufVocab {
                     Algorithm::Bpe(bpe) => bpe.encode(text, &mut ids),
                     Algorithm::Spm(spm) => {
                         spm.encode(&self.vocab, text, first, &mut merger, &mut ids);
+                        Ok(())
+                    }
+                    Algorithm::Unigram(unigram) => {
+                        unigram.encode(&self.vocab, text, &mut ids);
                         Ok(())
                     }
                     Algorithm::WordPiece(model) => model.encode(&self.vocab, text, &mut ids),

@@ -95,7 +95,7 @@ fn cased(suffix: &str, digits: &str) -> (String, Blanks) {
     )
 }
 
-const RULES: [Rule; 21] = [
+const RULES: [Rule; 22] = [
     Rule::new(&["default"], || vec![keep(r"[\p{P}$+<=>^~|]+"), gpt2(), keep(r"\p{N}+"), keep("[0-9][0-9][0-9]")]),
     Rule::new(
         &[
@@ -204,6 +204,15 @@ const RULES: [Rule; 21] = [
     Rule { ignore_merges: true, add_bos: true, ..Rule::new(&["tekken"], || vec![cased("", r"\p{N}")]) },
     Rule::new(&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], || {
         vec![cased(&format!("(?:{CONTRACTIONS})?"), r"\p{N}{1,3}")]
+    }),
+    Rule::new(&["kimi-k2"], || {
+        // Runs of Han characters are words of their own; letters of other words are none.
+        let suffix = format!("(?:{CONTRACTIONS})?");
+        let without_han = |part: &str| part.replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]");
+        let (cased, capitals) = (without_han(CASED_WORD), without_han(CAPITALS));
+        let pattern =
+            format!(r"\p{{Han}}+|{cased}{suffix}|{capitals}{suffix}|\p{{N}}{{1,3}}|{OTHERS}|{BREAKS}|\s+");
+        vec![(pattern, Blanks::LeaveLastUnlessBreak)]
     }),
     Rule::new(&["poro-chat", "bloom", "gpt3-finnish"], || vec![keep(r" ?[^(\s|.,!?…。，、।۔،)]+")]),
     Rule::new(&["viking"], || vec![keep(r" ?[^(\s|.,!?…。，、।۔،)]+"), keep(r"\p{N}")]),

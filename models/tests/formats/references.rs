@@ -12,6 +12,7 @@ struct Fixture {
     text_bytes_max: usize,
     bpe: BytePairs,
     spm: Vec<SentencePieces>,
+    unigram: Vec<Unigrams>,
     word_piece: Vec<WordPieces>,
 }
 
@@ -29,6 +30,14 @@ struct SentencePieces {
     kinds: Vec<i32>,
     add_space_prefix: bool,
     ids: String,
+}
+
+#[derive(Deserialize)]
+struct Unigrams {
+    #[serde(flatten)]
+    pieces: SentencePieces,
+    remove_extra_whitespaces: bool,
+    charsmap: Vec<i32>,
 }
 
 #[derive(Deserialize)]
@@ -98,6 +107,24 @@ fn sentence_pieces_are_their_reference() {
             .set("tokenizer.ggml.token_type", Value::I32s(spm.kinds.clone()))
             .set("tokenizer.ggml.add_space_prefix", Value::Bool(spm.add_space_prefix));
         let wrong = differing(&file, &texts, &spm.ids);
+        assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
+    }
+}
+
+#[test]
+fn unigrams_are_their_reference() {
+    let fixture: Fixture = read("vocabularies.json");
+    let texts = texts(fixture.text_bytes_max);
+    for Unigrams { pieces, remove_extra_whitespaces, charsmap } in &fixture.unigram {
+        let file = Gguf::new()
+            .set("tokenizer.ggml.model", Value::Str("t5"))
+            .set("tokenizer.ggml.tokens", strs(&pieces.tokens))
+            .set("tokenizer.ggml.scores", Value::F32s(pieces.scores.clone()))
+            .set("tokenizer.ggml.token_type", Value::I32s(pieces.kinds.clone()))
+            .set("tokenizer.ggml.add_space_prefix", Value::Bool(pieces.add_space_prefix))
+            .set("tokenizer.ggml.remove_extra_whitespaces", Value::Bool(*remove_extra_whitespaces))
+            .set("tokenizer.ggml.precompiled_charsmap", Value::I32s(charsmap.clone()));
+        let wrong = differing(&file, &texts, &pieces.ids);
         assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
     }
 }

@@ -133,6 +133,39 @@ fn sentencepiece_bytes_and_specials() {
     assert_eq!(tokenizer.decode(&plain, true), "<s>a</s>");
 }
 
+fn small_unigram() -> Gguf {
+    let tokens = vec!["<pad>", "</s>", "<unk>", "▁", "a", "b", "ab", "▁a", "aba", "<tool>"];
+    Gguf::new()
+        .set("tokenizer.ggml.model", Value::Str("t5"))
+        .set("tokenizer.ggml.tokens", Value::Strs(tokens))
+        .set("tokenizer.ggml.scores", Value::F32s(vec![0.0, 0.0, 0.0, -2.0, -3.0, -3.0, -4.0, -2.5, -5.0, 0.0]))
+        .set(
+            "tokenizer.ggml.token_type",
+            Value::I32s([&[CONTROL, CONTROL, 2][..], &[NORMAL; 6], &[USER]].concat()),
+        )
+}
+
+#[test]
+fn unigrams_are_the_likeliest_way_to_spell_a_text() {
+    let tokenizer = from_gguf(&small_unigram()).unwrap();
+    let check =
+        |text: &str, expected: &[&str]| assert_eq!(spelled(&tokenizer, text, true, true), expected, "{text:?}");
+    check("", &["</s>"]);
+    check("a", &["▁a", "</s>"]);
+    // −2.5 − 3 against −2 − 4.
+    check("ab", &["▁a", "b", "</s>"]);
+    check("bab", &["▁", "b", "ab", "</s>"]);
+    // −2 − 5 against −2.5 − 3 − 3.
+    check("aba", &["▁", "aba", "</s>"]);
+    check("xyza", &["▁", "<unk>", "a", "</s>"]);
+    check("a  b<tool>a</s>", &["▁a", "▁", "▁", "b", "<tool>", "▁a", "</s>", "</s>"]);
+    assert_eq!(tokenizer.decode(&tokenizer.encode("ab a", true, false).unwrap(), true), "ab a");
+    let merging = small_unigram().set("tokenizer.ggml.remove_extra_whitespaces", Value::Bool(true));
+    assert_eq!(spelled(&from_gguf(&merging).unwrap(), "  a   b ", false, false), ["▁a", "▁", "b"]);
+    let bare = merging.set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
+    assert_eq!(spelled(&from_gguf(&bare).unwrap(), " ab b", false, false), ["ab", "▁", "b"]);
+}
+
 #[test]
 fn control_and_byte_tokens_never_come_of_merging() {
     let pieces = ["<", "s", ">", "<s", "0", "x", "A", "<0", "<0x", "<0x0", "<0x0A"];
@@ -199,7 +232,10 @@ fn what_a_vocabulary_lacks_is_named() {
         assert!(parts.iter().all(|part| message.contains(part)), "{parts:?} not in {message}");
     };
     check(bpe("zebra"), &["tokenizer.ggml.pre", "zebra", "llama-bpe", "qwen2"]);
-    check(bpe("gpt-2").set("tokenizer.ggml.model", Value::Str("t5")), &["t5", "gpt2, llama and bert"]);
+    check(bpe("gpt-2").set("tokenizer.ggml.model", Value::Str("rwkv")), &["rwkv", "gpt2, llama, t5 and bert"]);
+    check(small_unigram().without("tokenizer.ggml.scores"), &["tokenizer.ggml.scores"]);
+    let map = Value::I32s(vec![1, 2, 3]);
+    check(small_unigram().set("tokenizer.ggml.precompiled_charsmap", map), &["precompiled_charsmap is no map"]);
     check(bpe("gpt-2").without("tokenizer.ggml.merges"), &["tokenizer.ggml.merges"]);
     check(bpe("gpt-2").without("tokenizer.ggml.model"), &["tokenizer.ggml.model"]);
     check(bpe("gpt-2").without("tokenizer.ggml.tokens"), &["tokenizer.ggml.tokens"]);
