@@ -70,6 +70,19 @@ impl MemoryNeeds {
         })
     }
 
+    /// What it takes together with a model that drafts for it: over the same tokens, each with a cache of its own.
+    pub fn beside(&self, draft: &MemoryNeeds) -> MemoryNeeds {
+        MemoryNeeds {
+            as_stored: self.as_stored + draft.as_stored,
+            in_eight: self.in_eight + draft.in_eight,
+            in_four: self.in_four + draft.in_four,
+            kv_bytes_per_token: self.kv_bytes_per_token + draft.kv_bytes_per_token,
+            context_len: self.context_len,
+            step_bytes_per_token: self.step_bytes_per_token + draft.step_bytes_per_token,
+            logits_bytes: self.logits_bytes + draft.logits_bytes,
+        }
+    }
+
     /// Bytes of weights when float matrices are quantised so.
     pub fn weights(&self, quantize: Option<Quantize>) -> u64 {
         match quantize {

@@ -1,21 +1,18 @@
 //! `--draft-model`: a smaller model that proposes tokens, loaded beside the one that is served.
 
-use rill_models::{LoadOptions, LoadedModel, ModelError, SourceOptions, Tokenizer};
+use rill_models::{LoadOptions, LoadedModel, ModelError, ModelFiles, Tokenizer};
 
-use crate::fetch_progress::TerminalProgress;
-
-/// Loads the draft model `spec` for a model with this tokenizer and width of logits.
+/// Loads the draft model `spec`, whose files these are, for a model with this tokenizer and width of logits.
 ///
 /// # Errors
 /// What loading any model can fail with, and a vocabulary that is not the same.
 pub fn load(
     spec: &str,
-    source: &SourceOptions,
+    files: &ModelFiles,
     options: &LoadOptions,
     (tokenizer, vocab_size): (&Tokenizer, usize),
 ) -> Result<LoadedModel, ModelError> {
-    let files = rill_models::resolve(spec, source, &mut TerminalProgress::default())?;
-    let draft = rill_models::load(&files, options)?;
+    let draft = rill_models::load(files, options)?;
     let size = draft.model.shape().vocab_size;
     if size != vocab_size {
         return Err(ModelError::Unsupported(format!(

@@ -47,7 +47,9 @@ pub fn on_own_thread(config: ServeConfig) -> std::io::Result<oneshot::Receiver<R
 }
 
 fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
-    let files = rill_models::resolve(&config.model, &config.source, &mut TerminalProgress::default())?;
+    let fetch = |spec: &str| rill_models::resolve(spec, &config.source, &mut TerminalProgress::default());
+    let files = fetch(&config.model)?;
+    let draft_files = config.draft_model.as_deref().map(fetch).transpose()?;
     let options = LoadOptions {
         threads: config.threads,
         device: config.device.0,
@@ -63,7 +65,10 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     let mut limits = config.engine.clone();
     if device.is_cpu() {
         let needs = MemoryNeeds::of(&files, config.kv_dtype)?;
-        let bytes = memory_plan::kv_cache_bytes(&needs, &limits, config.quantize, config.memory_bytes)?;
+        let of_draft = |files| MemoryNeeds::of(files, config.kv_dtype);
+        let draft = draft_files.as_ref().map(of_draft).transpose()?;
+        let bytes =
+            memory_plan::kv_cache_bytes(&needs, draft.as_ref(), &limits, config.quantize, config.memory_bytes)?;
         limits.kv_cache_bytes = KvCacheBytes::Exactly(bytes);
     }
     let LoadedModel { model, tokenizer, config: model_config, name, description } =
@@ -83,8 +88,8 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     if let Some(words) = sampling.words() {
         tracing::info!("the model's sampling parameters hold where requests set none: {words}");
     }
-    let draft = match &config.draft_model {
-        Some(spec) => Some(draft_model::load(spec, &config.source, &options, (&tokenizer, shape.vocab_size))?),
+    let draft = match config.draft_model.as_deref().zip(draft_files.as_ref()) {
+        Some((spec, files)) => Some(draft_model::load(spec, files, &options, (&tokenizer, shape.vocab_size))?),
         None => None,
     };
     let kv_bytes_per_token =

@@ -15,16 +15,18 @@ const TOKENS_MIN: usize = 2048;
 #[error("{0}")]
 pub struct DoesNotFit(String);
 
-/// Bytes of KV cache that fit beside everything else.
+/// Bytes of KV cache that fit beside everything else, over the model and the one that drafts for it.
 ///
 /// # Errors
 /// If they are fewer than asked for, or than would be of use.
 pub fn kv_cache_bytes(
-    needs: &MemoryNeeds,
+    model: &MemoryNeeds,
+    draft: Option<&MemoryNeeds>,
     limits: &EngineLimits,
     quantize: Option<Quantize>,
     available: u64,
 ) -> Result<u64, DoesNotFit> {
+    let needs = &draft.map_or(*model, |draft| model.beside(draft));
     let workspace = PROCESS_BYTES
         + (limits.batch_tokens_max * needs.step_bytes_per_token) as u64
         + 2 * (limits.running_max * needs.logits_bytes) as u64;
@@ -59,6 +61,11 @@ pub fn kv_cache_bytes(
             let weights = size(needs.weights(Some(option)));
             ways.push(format!("--quantize {bits}{cache} (weights of {weights})"));
         }
+    }
+    if let Some(draft) = draft
+        && kv_cache_bytes(model, None, limits, quantize, available).is_ok()
+    {
+        ways.push(format!("no --draft-model (its weights are {})", size(draft.weights(quantize))));
     }
     let ways = match ways.as_slice() {
         [] => "nothing rill offers makes it fit: take a smaller model, or a file of it in fewer bits".to_owned(),
@@ -114,7 +121,7 @@ mod tests {
 
     fn plan(available: u64, exactly: Option<u64>, quantize: Option<Quantize>) -> Result<u64, String> {
         let kv = exactly.map_or(KvCacheBytes::QuarterOf(available), KvCacheBytes::Exactly);
-        kv_cache_bytes(&NEEDS, &limits(kv), quantize, available).map_err(|error| error.to_string())
+        kv_cache_bytes(&NEEDS, None, &limits(kv), quantize, available).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -139,6 +146,29 @@ mod tests {
         check(plan(7 << 30, None, None), &["--quantize q4 (weights of 5.0 GiB)"], "q8");
         check(plan(7 << 30, None, Some(Quantize::Q8)), &["--quantize q4"], "q8");
         check(plan(2 << 30, None, None), &["nothing rill offers", "smaller model"], "--quantize");
+    }
+
+    /// A draft of 1 GiB whose cache takes a quarter of the model's.
+    #[test]
+    fn a_draft_model_counts_with_its_weights_and_its_cache() {
+        let draft = MemoryNeeds {
+            as_stored: 1 << 30,
+            in_eight: 1 << 30,
+            in_four: 1 << 30,
+            kv_bytes_per_token: NEEDS.kv_bytes_per_token / 4,
+            ..NEEDS
+        };
+        let plan = |available, kv| {
+            kv_cache_bytes(&NEEDS, Some(&draft), &limits(kv), None, available).map_err(|error| error.to_string())
+        };
+        let exactly = KvCacheBytes::Exactly(1 << 30);
+        assert_eq!(plan(17 << 30, exactly), Ok(1 << 30));
+        let error = plan(16 << 30, exactly).expect_err("it does not fit");
+        // 1 GiB of 160 KiB a token.
+        let parts = ["weights 15.0 GiB", "(6553 tokens)", "no --draft-model (its weights are 1.0 GiB)"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        let error = plan(8 << 30, KvCacheBytes::QuarterOf(8 << 30)).expect_err("it does not fit");
+        assert!(!error.contains("no --draft-model") && error.contains("--quantize q4"), "{error}");
     }
 
     /// Each way out that is named is one.
