@@ -11,9 +11,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Activations meet integer weights as 8-bit integers, which transformers does not do; FP8, act-order and small groups
-/// are rounded to 8 bits on top. Zero points off by one are worth twenty times as much.
-const BOUNDS: Bounds = Bounds { root_mean_square: 0.09, largest: 1.2 };
+/// Activations meet integer weights as 8-bit integers, which transformers does not do: up to 0.044 in all and 0.44 at one
+/// place with the weights as stored, and 0.053 where FP8 and small groups are rounded to 8 bits besides. Zero points off by
+/// one are worth twenty times as much. That each weight is what its codes stand for is held against the formats' definitions,
+/// to half a step, beside the decoder (models/src/weights/coded.rs).
+const BOUNDS: Bounds = Bounds { root_mean_square: 0.055, largest: 0.55 };
+/// Columns of different groups, and so of different scales and zero points, share the 8-bit grids: 0.073 and 0.91 are seen.
+const ACT_ORDER: Bounds = Bounds { root_mean_square: 0.08, largest: 1.0 };
+/// Columns that fill no blocks are floats and meet floats: nothing but the weights' own rounding to bf16, 0.009.
+const FLOATS: Bounds = Bounds { root_mean_square: 0.012, largest: 0.07 };
 
 /// A tensor of codes, scales or zero points.
 #[derive(Debug, Clone, Deserialize)]
@@ -97,7 +103,12 @@ fn quantised_checkpoints_agree_with_transformers() {
     for (name, quantized) in all() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         quantized.write(dir.path());
-        wrong.extend(tiny_parity::check(&name, &quantized.model, &|| load(dir.path()), &[7], BOUNDS).err());
+        let bounds = match name.as_str() {
+            "gptq-act-order" => ACT_ORDER,
+            "gptq-odd" => FLOATS,
+            _ => BOUNDS,
+        };
+        wrong.extend(tiny_parity::check(&name, &quantized.model, &|| load(dir.path()), &[7], bounds).err());
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -239,6 +239,112 @@ mod tests {
         assert!(float8(0x7f).is_nan() && float8(0xff).is_nan());
     }
 
+    /// Codes `[row][col]` as `layout` keeps them, each put in its place by the format's own description.
+    fn packed(codes: &[u8], (rows, cols): (usize, usize), bits: usize, layout: Layout) -> Vec<u8> {
+        let a_word = 32 / bits;
+        let words = match layout {
+            Layout::InputWords => cols.div_ceil(a_word) * rows,
+            Layout::InterleavedWords => cols * rows / 8,
+            Layout::RowWords => rows * cols.div_ceil(a_word),
+            Layout::Bytes | Layout::Float8 => return codes.iter().map(|code| code ^ 0x80).collect(),
+        };
+        let mut out = vec![0_u32; words];
+        for (index, &code) in codes.iter().enumerate() {
+            let (row, col) = (index / cols, index % cols);
+            let (word, place) = match layout {
+                Layout::InputWords => (col / a_word * rows + row, col % a_word),
+                Layout::InterleavedWords => {
+                    let order = [0, 2, 4, 6, 1, 3, 5, 7];
+                    (col * rows / 8 + row / 8, order.iter().position(|&r| r == row % 8).expect("one of eight"))
+                }
+                _ => (row * cols.div_ceil(a_word) + col / a_word, col % a_word),
+            };
+            out[word] |= u32::from(code) << (bits * place);
+        }
+        out.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// Every way of keeping codes against `scale · (code − zero)` in f32: what stays in its bits is that but for a half's
+    /// rounding, the rest is within half a step of the grid it is rounded to.
+    #[test]
+    fn weights_are_their_definition_whatever_the_layout_and_the_groups() {
+        let (rows, cols) = (24_usize, 96_usize);
+        let mut state = 7_u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let runs = |size: usize| (cols.div_ceil(size), None);
+        // Act-order: columns of a group lie anywhere.
+        let listed =
+            (3, Some((0..cols).map(|col| (col * 37 + 11) % cols / 32).map(|g| g as u32).collect::<Vec<_>>()));
+        let mut fates = std::collections::BTreeSet::new();
+        for layout in [Layout::InputWords, Layout::InterleavedWords, Layout::RowWords, Layout::Bytes] {
+            for (size, (group_count, order)) in
+                [(32, runs(32)), (cols, runs(cols)), (16, runs(16)), (0, listed.clone())]
+            {
+                for (bits, centred) in [(4, false), (8, false), (8, true)] {
+                    let fits = match layout {
+                        Layout::Bytes => bits == 8,
+                        Layout::InterleavedWords => bits == 4,
+                        _ => true,
+                    };
+                    if !fits {
+                        continue;
+                    }
+                    let codes: Vec<u8> = (0..rows * cols).map(|_| random(1 << bits) as u8).collect();
+                    let count = rows * group_count;
+                    // Halves, so that keeping them loses nothing.
+                    let scales: Vec<f32> =
+                        (0..count).map(|_| f16::from_f32(0.001 + random(1000) as f32 * 1e-5).to_f32()).collect();
+                    let zeros: Vec<u8> =
+                        (0..count).map(|_| if centred { 128 } else { random(1 << bits) as u8 }).collect();
+                    let group = |col: usize| order.as_ref().map_or(col / size.max(1), |order| order[col] as usize);
+                    let weight = |row: usize, col: usize| {
+                        let at = row * group_count + group(col);
+                        scales[at] * (f32::from(codes[row * cols + col]) - f32::from(zeros[at]))
+                    };
+                    let coded = Coded {
+                        rows,
+                        cols,
+                        layout,
+                        bits,
+                        codes: &packed(&codes, (rows, cols), bits, layout),
+                        scales: scales.clone(),
+                        zeros: Zeros::Each(zeros.clone()),
+                        group_count,
+                        groups: order.clone().map_or(Groups::Runs(size), Groups::Listed),
+                    };
+                    let (dtype, data, fate) = coded.encode();
+                    fates.insert(fate);
+                    let mut decoded = vec![0.0; rows * cols];
+                    rill_kernels::dequantize(dtype, &data, &mut decoded);
+                    for (row, given) in decoded.chunks_exact(cols).enumerate() {
+                        for (block, given) in given.chunks_exact(BLOCK).enumerate() {
+                            let expected: Vec<f32> = (0..BLOCK).map(|k| weight(row, block * BLOCK + k)).collect();
+                            let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+                            let allowed = match fate {
+                                // The code of zero is at most 15 steps off.
+                                Fate::Kept4 => scales[row * group_count + group(block * BLOCK)] * 2_f32.powi(-7),
+                                Fate::Kept8 => 0.0,
+                                // Half a step, whose size is a half itself.
+                                _ => largest / 127.0 * 0.505 + largest * 2_f32.powi(-11),
+                            };
+                            for (k, (given, expected)) in given.iter().zip(&expected).enumerate() {
+                                let error = (given - expected).abs();
+                                assert!(
+                                    error <= allowed,
+                                    "{fate:?}, row {row}, {block}, {k}: {given}, not {expected}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(fates.into_iter().collect::<Vec<_>>(), [Fate::Kept4, Fate::Kept8, Fate::Rounded8]);
+    }
+
     #[test]
     fn nibbles_of_an_awq_word_are_rows_in_their_order() {
         // Row 0 in the lowest nibble, row 2 next to it.
