@@ -77,6 +77,12 @@ impl SingleSequence {
         Ok(logits)
     }
 
+    /// Goes on after the first `tokens` of the sequence, whose blocks are kept, as after a hit in the prefix cache.
+    pub fn rewind(&mut self, tokens: usize) {
+        assert!(tokens <= self.computed);
+        self.computed = tokens;
+    }
+
     /// Logits after each of `tokens`, from position 0, in steps of at most `chunk` tokens.
     pub fn logits(&mut self, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, ModelError> {
         self.restart();

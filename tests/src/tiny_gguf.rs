@@ -216,7 +216,12 @@ impl TinyModel {
 
     /// Writes the model as one file, every tensor in f32.
     pub fn write_gguf(&self, path: &Path) {
-        write_file(path, &self.metadata(), &self.gguf_tensors());
+        write_file(path, &self.metadata(), &self.gguf_tensors(false));
+    }
+
+    /// The same with the two halves of experts that are published in one tensor left in one.
+    pub fn write_fused_gguf(&self, path: &Path) {
+        write_file(path, &self.metadata(), &self.gguf_tensors(true));
     }
 
     /// Writes factors A and B of published modules as an adapter of this model.
@@ -296,6 +301,11 @@ impl TinyModel {
                 set(key, Meta::F32(value as f32));
             }
         }
+        for (key, kind) in [("rope.freq_base", "full_attention"), ("rope.freq_base_swa", "sliding_attention")] {
+            if let Some(base) = self.config["rope_parameters"][kind]["rope_theta"].as_f64() {
+                set(key, Meta::F32(base as f32));
+            }
+        }
         let scalar = self.number(&["query_pre_attn_scalar"]).filter(|&scalar| scalar != head_dim as f64);
         if let Some(scalar) = scalar {
             set("attention.scale", Meta::F32(1.0 / (scalar as f32).sqrt()));
@@ -317,8 +327,7 @@ impl TinyModel {
             && let Some(window) = self.number(&["sliding_window"])
         {
             set("attention.sliding_window", Meta::U32(window as u32));
-            if let Some(period) = self.number(&["sliding_window_pattern"]) {
-                let slides = (1..=layers).map(|n| !n.is_multiple_of(period as usize)).collect();
+            if let Some(slides) = self.sliding_layers(layers) {
                 set("attention.sliding_window_pattern", Meta::Bools(slides));
             }
         }
@@ -345,7 +354,18 @@ impl TinyModel {
         all
     }
 
-    fn gguf_tensors(&self) -> BTreeMap<String, TinyTensor> {
+    /// Which layers slide, where the configuration tells them apart: each but every n-th, some listed, or all from one on.
+    fn sliding_layers(&self, layers: usize) -> Option<Vec<bool>> {
+        if let Some(period) = self.number(&["sliding_window_pattern"]) {
+            return Some((1..=layers).map(|n| !n.is_multiple_of(period as usize)).collect());
+        }
+        if let Some(kinds) = self.config["layer_types"].as_array() {
+            return Some(kinds.iter().map(|kind| kind == "sliding_attention").collect());
+        }
+        self.number(&["max_window_layers"]).map(|first| (0..layers).map(|layer| layer >= first as usize).collect())
+    }
+
+    fn gguf_tensors(&self, fused: bool) -> BTreeMap<String, TinyTensor> {
         let mut out: BTreeMap<String, TinyTensor> = BTreeMap::new();
         for (name, tensor) in self.numbered_weights() {
             let (name, tensor) = self.convert(&name, tensor);
@@ -355,7 +375,7 @@ impl TinyModel {
                 let [keys, values] = self.split_latent(&tensor);
                 out.insert(format!("{part}attn_k_b.weight"), keys);
                 out.insert(format!("{part}attn_v_b.weight"), values);
-            } else if let Some(part) = name.strip_suffix("ffn_gate_up_exps.weight") {
+            } else if let Some(part) = name.strip_suffix("ffn_gate_up_exps.weight").filter(|_| !fused) {
                 // Granite keeps both in one tensor.
                 let [count, double, cols] = tensor.shape[..] else { panic!("a stack of experts") };
                 for (which, kind) in ["gate", "up"].into_iter().enumerate() {

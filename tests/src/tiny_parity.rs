@@ -1,4 +1,5 @@
-//! A tiny model against transformers: logits at every position, whole, in chunks and in a ragged batch.
+//! A tiny model against transformers: logits at every position, whole, in chunks, after a cached block and in a ragged
+//! batch.
 
 use crate::single_sequence::SingleSequence;
 use crate::tiny_models::TinyModel;
@@ -102,6 +103,10 @@ fn compare(
             "{name}: chunks of {chunk} differ"
         );
     }
+    single.rewind(BLOCK_SIZE);
+    let width = single.vocab_size();
+    let after_hit = single.step(&model.tokens[BLOCK_SIZE..], true).expect("rill runs");
+    assert!(same(&after_hit, &given[BLOCK_SIZE * width..]), "{name}: what follows a cached block differs");
     for (number, output) in ragged(load()?, &model.tokens).iter().enumerate() {
         assert!(same(output, &given), "{name}: sequence {number} of a ragged batch differs");
     }
