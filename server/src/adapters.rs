@@ -180,3 +180,15 @@ impl State {
         self.retired.push((named.name, Arc::downgrade(&named.adapter)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_none_can_run_they_are_refused_with_what_would_help() {
+        let limits = AdapterLimits { count_max: 8, rank_max: 64, at_run_time: true };
+        let error = Adapters::new(None, limits, &[]).load("a", Path::new("."), false).unwrap_err();
+        assert!(error.to_string().contains("--device cpu"), "{error}");
+    }
+}

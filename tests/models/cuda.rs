@@ -40,6 +40,14 @@ fn every_architecture_agrees_with_transformers() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// Until a GPU computes low-rank updates: what would load an adapter is refused, see server/src/adapters.rs.
+#[test]
+fn no_adapters_are_taken() {
+    let tiny = Tiny::new();
+    let loaded = rill_models::load_on(&tiny.files, backend(1), "the shim").expect("loads");
+    assert!(loaded.model.adapter_sites().is_none());
+}
+
 fn request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
     GenerateRequest {
         prompt: prompt.to_vec(),

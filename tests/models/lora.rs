@@ -17,9 +17,6 @@ use tempfile::TempDir;
 const BLOCK_SIZE: usize = 16;
 const RANK_MAX: usize = 8;
 
-/// Models whose configuration a GGUF file cannot hold: see architectures.rs.
-const NOT_IN_GGUF: [&str; 3] = ["llama-dynamic", "qwen2-sliding", "gemma3-wide"];
-
 fn load(path: &Path) -> LoadedModel {
     let files = rill_models::resolve(&path.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)
         .expect("the files are there");
@@ -80,9 +77,6 @@ fn adapters_are_what_merged_weights_are() {
             check("PEFT on safetensors", &logits(base.path(), &model, Some(peft.path())));
             let plain = logits(base.path(), &model, None);
             assert!(distance(&plain, &expected) > 0.1, "{name}: the adapter changes little");
-            if NOT_IN_GGUF.contains(&name.as_str()) {
-                continue;
-            }
             let file = gguf.path().join("model.gguf");
             model.write_gguf(&file);
             check("PEFT on GGUF", &logits(&file, &model, Some(peft.path())));
@@ -247,6 +241,11 @@ fn what_an_adapter_may_not_hold_is_named() {
 
 /// An adapter of the default model, whose weights are 4-bit.
 fn default_adapter(sites: &AdapterSites, seed: u64) -> Adapter {
+    default_adapter_of_rank(sites, seed, None)
+}
+
+/// The same of some rank, in place of the usual one.
+fn default_adapter_of_rank(sites: &AdapterSites, seed: u64, rank: Option<usize>) -> Adapter {
     let shapes = (0..30).flat_map(|layer| {
         [
             ("self_attn.q_proj", (576, 576)),
@@ -260,8 +259,9 @@ fn default_adapter(sites: &AdapterSites, seed: u64) -> Adapter {
         .map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape))
     });
     let dir = folder();
-    TinyAdapter::of_modules(shapes, seed, Scales::Plain, 0.02).write_directory(dir.path());
-    sites.load(dir.path(), RANK_MAX).expect("sound")
+    let scales = rank.map_or(Scales::Plain, Scales::OfRank);
+    TinyAdapter::of_modules(shapes, seed, scales, 0.02).write_directory(dir.path());
+    sites.load(dir.path(), rank.unwrap_or(RANK_MAX)).expect("sound")
 }
 
 fn request(prompt: &[u32], seed: u64, adapter: Option<&Arc<LoadedAdapter>>) -> GenerateRequest {
@@ -367,4 +367,59 @@ fn on_the_default_model_adapters_share_batches_but_no_bits() {
         std::thread::sleep(Duration::from_millis(1));
     }
     engine.shutdown();
+}
+
+/// Seconds of a step that decodes one token of each of 16 sequences, which run with these adapters in turn: the median.
+fn step_seconds(loaded: &mut LoadedModel, adapters: &[Option<Arc<Adapter>>]) -> f64 {
+    const SEQUENCES: u32 = 16;
+    let context: u32 = 90;
+    let blocks = context.div_ceil(BLOCK_SIZE as u32);
+    loaded.model.allocate_kv_cache((SEQUENCES * blocks) as usize, BLOCK_SIZE).expect("a small cache fits");
+    let mut times = Vec::new();
+    let mut logits = Vec::new();
+    for position in 0..context {
+        let sequences = 0..SEQUENCES;
+        let input = ForwardInput {
+            token_ids: sequences.clone().map(|sequence| 1000 + 37 * position + 101 * sequence).collect(),
+            positions: vec![position; SEQUENCES as usize],
+            slot_mapping: sequences
+                .clone()
+                .map(|sequence| sequence * blocks * BLOCK_SIZE as u32 + position)
+                .collect(),
+            query_starts: (0..=SEQUENCES).collect(),
+            context_lens: vec![position + 1; SEQUENCES as usize],
+            block_tables: (0..SEQUENCES * blocks).collect(),
+            block_table_starts: (0..=SEQUENCES).map(|sequence| sequence * blocks).collect(),
+            logit_rows: sequences.clone().collect(),
+            adapters: sequences
+                .map(|sequence| adapters.get(sequence as usize % adapters.len().max(1))?.clone())
+                .collect(),
+        };
+        let started = Instant::now();
+        loaded.model.forward(&input, &mut logits).expect("runs");
+        times.push(started.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// `cargo test --release -p rill-tests --test lora -- --ignored --nocapture cost`
+#[test]
+#[ignore = "measures; needs a quiet machine"]
+fn what_adapters_cost() {
+    let mut loaded = default_model::load();
+    let sites = loaded.model.adapter_sites().expect("the CPU takes adapters").clone();
+    let alone = step_seconds(&mut loaded, &[]);
+    println!(
+        "| 16 streams, all seven linear layers | ms a step | of none |\n| none | {:.2} | 1.00 |",
+        alone * 1e3
+    );
+    for rank in [8, 16, 64] {
+        for count in [1, 4, 16] {
+            let adapter = |seed| Some(Arc::new(default_adapter_of_rank(&sites, seed, Some(rank))));
+            let adapters: Vec<_> = (0..count).map(adapter).collect();
+            let seconds = step_seconds(&mut loaded, &adapters);
+            println!("| {count} of rank {rank} | {:.2} | {:.2} |", seconds * 1e3, seconds / alone);
+        }
+    }
 }

@@ -37,8 +37,17 @@ const MODULES: [&str; 17] = [
 pub enum Scales {
     /// One rank, one alpha.
     Plain,
+    /// The same with this rank.
+    OfRank(usize),
     /// Patterns for both, and the root of the rank in place of the rank.
     Patterns,
+}
+
+impl Scales {
+    /// Of modules that no pattern names.
+    fn rank(self) -> usize {
+        if let Scales::OfRank(rank) = self { rank } else { RANK }
+    }
 }
 
 /// Factors of every module, by its published name.
@@ -101,7 +110,7 @@ impl TinyAdapter {
         let mut modules = BTreeMap::new();
         for (index, (module, (outputs, inputs))) in shapes.enumerate() {
             let ends = RANK_PATTERN.0.split('|').any(|end| module.ends_with(&format!(".{end}")));
-            let rank = if patterns && ends { RANK_PATTERN.1 } else { RANK };
+            let rank = if patterns && ends { RANK_PATTERN.1 } else { scales.rank() };
             let second = ["k", "v"].iter().any(|m| module.ends_with(&format!("layers.1.self_attn.{m}_proj")));
             let alpha = if patterns && second { ALPHA_PATTERN.1 } else { ALPHA };
             let scale = alpha / if patterns { (rank as f32).sqrt() } else { rank as f32 };
@@ -120,7 +129,7 @@ impl TinyAdapter {
     /// adapter_config.json.
     pub fn config(&self) -> serde_json::Value {
         let mut config = serde_json::json!({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny", "r": RANK,
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny", "r": self.scales.rank(),
             "lora_alpha": ALPHA, "lora_dropout": 0.1, "bias": "none", "use_rslora": false, "use_dora": false,
             "fan_in_fan_out": false, "modules_to_save": null, "target_modules": ["q_proj"], "rank_pattern": {},
             "alpha_pattern": {}, "inference_mode": true, "layers_to_transform": null, "layer_replication": null,
@@ -155,7 +164,7 @@ impl TinyAdapter {
 
     /// Writes what llama.cpp's `convert_lora_to_gguf.py` does.
     pub fn write_gguf(&self, model: &TinyModel, path: &Path) {
-        assert_eq!(self.scales, Scales::Plain, "a GGUF file holds one alpha");
+        assert_ne!(self.scales, Scales::Patterns, "a GGUF file holds one alpha");
         let factors = self.modules.iter().map(|(module, factors)| (module.as_str(), &factors.a, &factors.b));
         model.write_gguf_adapter(path, ALPHA, factors);
     }
