@@ -12,7 +12,7 @@ use crate::handle::Submission;
 use crate::kv::salt;
 use crate::pooling::Pool;
 use crate::request::{Event, FailureKind, FinishReason, GenerateRequest, TokenLogprobs, Usage};
-use crate::sampler::{RuledOut, Sampler, TokenHistory};
+use crate::sampler::{Deciding, RuledOut, Sampler, TokenHistory};
 use crate::scheduler::PlanEntry;
 use crate::sequence::{Sequence, SequenceKey};
 use crate::softmax::RowError;
@@ -315,8 +315,8 @@ impl Generation {
         self.take_row(sequence, row, output)
     }
 
-    /// How many of the largest logits of a row decide what is drawn from it; `None`: all of them.
-    pub(crate) fn deciding(&self, vocab_size: usize) -> Option<usize> {
+    /// How much of a row of logits decides what is drawn from it; `None`: all of it.
+    pub(crate) fn deciding(&self, vocab_size: usize) -> Option<Deciding> {
         let request = &self.request;
         let whole = request.logprobs.is_some() || request.prompt_logprobs.is_some();
         let ruled = self.constraint.is_some() || !self.masked.is_empty() || !self.grammar_ends.is_empty();

@@ -1,6 +1,6 @@
 //! What computes logits: the trait the engine drives, and its adapter for models.
 
-use rill_models::{BestLogits, ForwardInput, Model, ModelError};
+use rill_models::{BestLogits, ForwardInput, Model, ModelError, Ranking};
 
 use crate::config::EngineConfig;
 use crate::kv::BlockId;
@@ -37,6 +37,13 @@ pub trait Runner: Send {
 
     fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), RunnerError>;
 
+    /// Starts a step where the runner computes while its caller does something else: [`Runner::forward`], or
+    /// [`Runner::forward_best`] if there is a ranking, is called next, with the same arguments, and waits for it. False:
+    /// it does not, and nothing was done.
+    fn start(&mut self, _input: &ForwardInput, _ranking: Option<&Ranking>) -> Result<bool, RunnerError> {
+        Ok(false)
+    }
+
     /// Writes the keys and values of `input`'s rows to their slots and fills `logits` with
     /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError>;
@@ -46,8 +53,9 @@ pub trait Runner: Send {
         0
     }
 
-    /// As [`Runner::forward`], but gives the `count` largest of each row alone.
-    fn forward_best(&mut self, _input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, RunnerError> {
+    /// As [`Runner::forward`], but gives the largest of each row alone.
+    fn forward_best(&mut self, _input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, RunnerError> {
+        let count = ranking.count;
         Err(RunnerError::Fatal(format!("{count} logits of a row cannot be ranked")))
     }
 
@@ -106,6 +114,10 @@ impl Runner for ModelRunner {
         self.model.write_block(block, bytes).map_err(fatal)
     }
 
+    fn start(&mut self, input: &ForwardInput, ranking: Option<&Ranking>) -> Result<bool, RunnerError> {
+        self.model.start(input, ranking).map_err(fatal)
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
         self.model.forward(input, logits).map_err(fatal)
     }
@@ -114,8 +126,8 @@ impl Runner for ModelRunner {
         self.model.best_logits_max()
     }
 
-    fn forward_best(&mut self, input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, RunnerError> {
-        self.model.forward_best(input, count).map_err(fatal)
+    fn forward_best(&mut self, input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, RunnerError> {
+        self.model.forward_best(input, ranking).map_err(fatal)
     }
 
     fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {

@@ -57,6 +57,53 @@ fn penalises(params: &SamplingParams) -> bool {
     params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 || params.repetition_penalty != 1.0
 }
 
+/// What of a row of logits decides which token is drawn from it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Deciding {
+    /// So many of its largest, at least.
+    pub count: usize,
+    /// If they hold the nucleus, which shows when they are there.
+    pub nucleus: Option<Nucleus>,
+}
+
+/// The tokens that make up a share of a row's mass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Nucleus {
+    pub top_p: f32,
+    /// 1 / temperature, at which the mass is needed.
+    pub rate: f32,
+}
+
+/// How many tokens are looked through for a nucleus.
+const NUCLEUS_RANKED: usize = 64;
+
+impl Deciding {
+    /// Whether the best of a row do decide. A nucleus must end among them, and where it ends must not hang on how exactly the
+    /// mass is known: then the token is the one that the whole row gives.
+    pub fn by(&self, best: &BestLogits) -> bool {
+        let Some(Nucleus { top_p, rate }) = self.nucleus else { return true };
+        let (Some(&(_, max)), Some(&(_, last))) = (best.ranked.first(), best.ranked.last()) else { return true };
+        if !best.finite {
+            return true;
+        }
+        let weight = |logit: f32| exp_nonpositive((logit - max) * rate);
+        // What is not there weighs no more than that, give or take a rounding.
+        let rest = if best.ranked.len() < self.count { 0.0 } else { weight(last) * 1.00001 };
+        let mass = f64::from(top_p) * f64::from(best.mass);
+        let (least, most) = (mass * (1.0 - BestLogits::MASS_ERROR), mass * (1.0 + BestLogits::MASS_ERROR));
+        let mut ranked = Vec::new();
+        rank_weights(best, weight, &mut ranked);
+        let mut kept = 0f64;
+        for weight in ranked.into_iter().map(ranked_value) {
+            kept += f64::from(weight);
+            if kept >= least {
+                return kept >= most && weight > rest;
+            }
+        }
+        false
+    }
+}
+
 /// Tokens that may not be chosen.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct RuledOut<'a> {
@@ -108,16 +155,25 @@ impl Sampler {
 
     /// How many of the best tokens of a row of `vocab_size` decide what [`Sampler::sample`] chooses if nothing is ruled out;
     /// `None`: all of them.
-    pub fn deciding(params: &SamplingParams, vocab_size: usize) -> Option<usize> {
+    pub fn deciding(params: &SamplingParams, vocab_size: usize) -> Option<Deciding> {
         if penalises(params) || !params.logit_bias.is_empty() {
             return None;
         }
         let top_k = params.top_k as usize;
-        if is_greedy(params) { Some(1) } else { (top_k > 0 && top_k < vocab_size).then_some(top_k) }
+        if is_greedy(params) {
+            Some(Deciding { count: 1, nucleus: None })
+        } else if top_k > 0 && top_k < vocab_size {
+            Some(Deciding { count: top_k, nucleus: None })
+        } else if params.top_p < 1.0 && params.min_p == 0.0 {
+            let nucleus = Nucleus { top_p: params.top_p, rate: 1.0 / params.temperature };
+            Some(Deciding { count: NUCLEUS_RANKED.min(vocab_size), nucleus: Some(nucleus) })
+        } else {
+            None
+        }
     }
 
-    /// What [`Sampler::sample`] chooses, nothing being ruled out, from the best of a row: at least as many as
-    /// [`Sampler::deciding`] says, as far as there are so many.
+    /// What [`Sampler::sample`] chooses, nothing being ruled out, from the best of a row, if [`Deciding::by`] says that they
+    /// decide: at least as many as [`Sampler::deciding`] asks for, as far as there are so many.
     pub fn sample_best(
         &mut self,
         best: &BestLogits,
@@ -132,8 +188,16 @@ impl Sampler {
             return Ok(token);
         }
         self.ranked.clear();
+        let draw = philox::uniform(params.seed, index);
+        // Asked for with a nucleus alone.
+        if best.mass > 0.0 {
+            rank_weights(best, weights(max, params), &mut self.ranked);
+            self.weights.clear();
+            self.weights.extend(self.ranked.iter().map(|&entry| ranked_value(entry)));
+            return Ok(self.draw_ranked(params.top_p, Some(f64::from(best.mass)), draw));
+        }
         self.ranked.extend(best.ranked.iter().take(params.top_k as usize).map(|&(id, value)| rank(value, id)));
-        Ok(self.draw_top(max, params, philox::uniform(params.seed, index)))
+        Ok(self.draw_top(max, params, draw))
     }
 
     /// Log-softmax of the raw `logits` at `token`, and the `top` most likely tokens, most likely first (fewer if the
@@ -297,6 +361,13 @@ impl Sampler {
         }
         heavy
     }
+}
+
+/// Fills `out` with the best of a row, heaviest first, ties by id.
+fn rank_weights(best: &BestLogits, weight: impl Fn(f32) -> f32, out: &mut Vec<u64>) {
+    out.clear();
+    out.extend(best.ranked.iter().map(|&(id, value)| rank(weight(value), id)));
+    out.sort_unstable_by(|a, b| b.cmp(a));
 }
 
 fn adjust(row: &mut [f32], params: &SamplingParams, history: &TokenHistory, ruled: RuledOut) {
@@ -493,7 +564,8 @@ mod tests {
         #[test]
         fn the_best_of_a_row_decide_what_the_row_does(
             values in prop::collection::vec(-6i8..6, 1..900), top_k in 0u32..70, more in 0usize..20, greedy: bool,
-            temperature in 0.1f32..3.0, top_p in 0.05f32..=1.0, min_p in 0.0f32..0.5, spoilt in 0u8..8, seed: u64,
+            temperature in 0.1f32..3.0, top_p in 0.05f32..=1.0, min_p in prop_oneof![Just(0.0f32), 0.0f32..0.5],
+            error in -1.0f32..1.0, spoilt in 0u8..8, seed: u64,
         ) {
             let mut row: Vec<f32> = values
                 .iter()
@@ -511,13 +583,21 @@ mod tests {
             }
             let temperature = if greedy { 0.0 } else { temperature };
             let params = SamplingParams { top_k, top_p, min_p, temperature, seed, ..params() };
-            let Some(count) = Sampler::deciding(&params, row.len()) else { return Ok(()) };
+            let Some(deciding) = Sampler::deciding(&params, row.len()) else { return Ok(()) };
             let mut sampler = Sampler::default();
             let likely: Vec<f32> = row.iter().map(|v| if v.is_finite() { *v } else { f32::NEG_INFINITY }).collect();
-            sampler.rank_top(&likely, count + more);
+            sampler.rank_top(&likely, deciding.count + more);
             let ranked = sampler.ranked.iter().map(|&r| (ranked_id(r), ranked_value(r))).collect();
             let finite = row.iter().all(|v| !v.is_nan() && *v != f32::INFINITY);
-            let given = sampler.sample_best(&BestLogits { ranked, finite }, &params, 3);
+            let max = likely.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mass: f64 = likely.iter().map(|&v| f64::from((v - max) / temperature).exp()).sum();
+            let off = 1.0 + f64::from(error) * BestLogits::MASS_ERROR * 0.9;
+            let mass = if deciding.nucleus.is_some() { (mass * off) as f32 } else { 0.0 };
+            let best = BestLogits { ranked, finite, mass };
+            if !deciding.by(&best) {
+                return Ok(());
+            }
+            let given = sampler.sample_best(&best, &params, 3);
             prop_assert_eq!(given, sampler.sample(&row, &params, &none(), RuledOut::default(), 3));
         }
 

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
-use rill_models::{BestLogits, ForwardInput};
+use rill_models::{BestLogits, ForwardInput, Ranking};
 
 use crate::runner::{Runner, RunnerError};
+use crate::sampler::Deciding;
 
 /// One row.
 #[derive(Debug, Clone, Copy)]
@@ -23,35 +24,65 @@ pub(crate) struct StepLogits {
     best: Vec<BestLogits>,
     /// Rows whose best do not decide.
     fetched: HashMap<usize, Vec<f32>>,
+    ranking: Ranking,
 }
 
 impl StepLogits {
-    /// Runs a step. `deciding` has an entry for each row of logits: how many of the largest decide, or `None` for all.
+    /// Starts a step, if the runner computes while others do something; [`StepLogits::compute`] with the same arguments then
+    /// waits for it.
+    pub(crate) fn start(
+        &mut self,
+        runner: &mut dyn Runner,
+        input: &ForwardInput,
+        deciding: &[Option<Deciding>],
+    ) -> Result<bool, RunnerError> {
+        let ranked = self.rank(runner.best_logits_max(), deciding);
+        runner.start(input, ranked.then_some(&self.ranking))
+    }
+
+    /// Runs a step. `deciding` has an entry for each row of logits; `None`: all of it decides.
     pub(crate) fn compute(
         &mut self,
         runner: &mut dyn Runner,
         input: &ForwardInput,
-        deciding: &[Option<usize>],
+        deciding: &[Option<Deciding>],
     ) -> Result<(), RunnerError> {
         self.width = runner.vocab_size();
         self.best.clear();
         self.fetched.clear();
         let most = runner.best_logits_max();
-        let enough = |count: &Option<usize>| count.filter(|&count| count <= most);
-        let ranked = deciding.iter().filter_map(enough);
-        // Rows fetched one by one cost more than rows copied together.
-        if ranked.clone().count() * 2 <= deciding.len() {
+        if !self.rank(most, deciding) {
             runner.forward(input, &mut self.whole)?;
             return check(self.whole.len(), deciding.len() * self.width, "logits");
         }
-        self.best = runner.forward_best(input, ranked.max().unwrap_or(1))?;
+        self.best = runner.forward_best(input, &self.ranking)?;
         check(self.best.len(), deciding.len(), "ranked rows of logits")?;
-        for row in (0..deciding.len()).filter(|&row| enough(&deciding[row]).is_none()) {
+        for (row, (deciding, best)) in deciding.iter().zip(&self.best).enumerate() {
+            if deciding.is_some_and(|deciding| deciding.count <= most && deciding.by(best)) {
+                continue;
+            }
             let logits = runner.ranked_row(row)?;
             check(logits.len(), self.width, "logits of a row")?;
             self.fetched.insert(row, logits);
         }
         Ok(())
+    }
+
+    /// Says in `ranking` what to rank, where at most `most` can be. False: all rows come whole.
+    fn rank(&mut self, most: usize, deciding: &[Option<Deciding>]) -> bool {
+        let enough = |deciding: &Option<Deciding>| deciding.filter(|deciding| deciding.count <= most);
+        let ranked = deciding.iter().filter_map(enough);
+        // Rows fetched one by one cost more than rows copied together.
+        if ranked.clone().count() * 2 <= deciding.len() {
+            return false;
+        }
+        self.ranking.count = ranked.map(|deciding| deciding.count).max().unwrap_or(1);
+        self.ranking.rates.clear();
+        let rate = |deciding: &Option<Deciding>| enough(deciding)?.nucleus.map(|nucleus| nucleus.rate);
+        if deciding.iter().any(|deciding| rate(deciding).is_some()) {
+            self.ranking.rates.extend(deciding.iter().map(|deciding| rate(deciding).unwrap_or(0.0)));
+        }
+        true
     }
 
     /// Row `number` of the step.
@@ -78,7 +109,7 @@ mod tests {
 
     /// Row r's logits are r, r + 1 and r + 2; it ranks two of them, and counts what it was asked for.
     #[derive(Default)]
-    struct Ranking {
+    struct Ranks {
         whole: usize,
         ranked: Vec<usize>,
         fetched: Vec<usize>,
@@ -88,7 +119,7 @@ mod tests {
         (row..row + 3).map(|x| x as f32).collect()
     }
 
-    impl Runner for Ranking {
+    impl Runner for Ranks {
         fn vocab_size(&self) -> usize {
             3
         }
@@ -112,10 +143,16 @@ mod tests {
         fn best_logits_max(&self) -> usize {
             2
         }
-        fn forward_best(&mut self, input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, RunnerError> {
+        fn forward_best(
+            &mut self,
+            input: &ForwardInput,
+            ranking: &Ranking,
+        ) -> Result<Vec<BestLogits>, RunnerError> {
+            let count = ranking.count;
             self.ranked.push(count);
             let best = |row: usize| (0..3).rev().take(count).map(|id| (id as u32, logits(row)[id])).collect();
-            Ok((0..input.logit_rows.len()).map(|row| BestLogits { ranked: best(row), finite: true }).collect())
+            let of_row = |row| BestLogits { ranked: best(row), finite: true, mass: 0.0 };
+            Ok((0..input.logit_rows.len()).map(of_row).collect())
         }
         fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, RunnerError> {
             self.fetched.push(row);
@@ -125,12 +162,14 @@ mod tests {
 
     #[test]
     fn rows_come_whole_unless_the_best_decide_most_of_them() {
-        let mut runner = Ranking::default();
+        let mut runner = Ranks::default();
         let mut step = StepLogits::default();
-        let run = |step: &mut StepLogits, runner: &mut Ranking, deciding: &[Option<usize>]| {
+        let run = |step: &mut StepLogits, runner: &mut Ranks, deciding: &[Option<usize>]| {
             let input =
                 ForwardInput { logit_rows: (0..deciding.len() as u32).collect(), ..ForwardInput::default() };
-            step.compute(runner, &input, deciding).expect("computed");
+            let deciding: Vec<Option<Deciding>> =
+                deciding.iter().map(|count| count.map(|count| Deciding { count, nucleus: None })).collect();
+            step.compute(runner, &input, &deciding).expect("computed");
             (0..deciding.len())
                 .map(|row| match step.row(row) {
                     Row::Whole(found) => {

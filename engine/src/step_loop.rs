@@ -18,7 +18,7 @@ use crate::kv::{BlockUsage, Digest};
 use crate::pace::{Pace, Work};
 use crate::request::{Event, FailureKind};
 use crate::runner::{Runner, RunnerError};
-use crate::sampler::Sampler;
+use crate::sampler::{Deciding, Sampler};
 use crate::scheduler::{Limits, Scheduler, StepBudget};
 use crate::sequence::{Sequence, SequenceKey};
 use crate::speculate::Payoff;
@@ -124,8 +124,8 @@ pub struct EngineCore {
     arrivals: u64,
     batch: Batch,
     logits: StepLogits,
-    /// For each row of logits, how many of the largest decide what is sampled from it.
-    deciding: Vec<Option<usize>>,
+    /// For each row of logits, how much of it decides what is sampled from it.
+    deciding: Vec<Option<Deciding>>,
     /// Hidden states, for embeddings.
     hidden: Vec<f32>,
     sampler: Sampler,

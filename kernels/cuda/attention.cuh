@@ -1,4 +1,4 @@
-// Paged attention, decode and prefill in one arithmetic. Reference: reference::attention.
+// Paged attention, decode and prefill in one arithmetic. Reference: reference::attend.
 //
 // Rows are queries: (token, query head of one KV head), 16 to a tensor-core tile, so that a decode step's query heads
 // share what is read. Whatever the kernel, a row's numbers come about like this, at absolute positions of its own
@@ -30,14 +30,9 @@
 //
 // Registers: the output of 16 rows is dim / 2 a thread, queries another dim / 4 (kept up to 128, read again from the
 // first-level cache at 256). Shared memory decides: split at 128 dimensions, 16 bit, is 4 blocks of 2 warps on an H100, 1 on
-// an L4, whose 25 KiB a warp under way still cover its latency; bytes are twice as many blocks. check.py prints registers
-// and occupancy on each architecture; on sm_80, none of them spilling:
-//
-//   dim                              32     64     96    128    256
-//   split, bf16 and f16              77    107    133    165    237
-//   split, fp8 / int8             81/83 104/117 135/160 153/171 235/238
-//   shared, bf16 and f16             80    104    145    167    254
-//   shared, fp8 / int8            79/79 107/112 128/154 158/177 255/255
+// an L4, whose 25 KiB a warp under way still cover its latency; bytes are twice as many blocks. Launch bounds ask for
+// about the blocks that shared memory allows, which leaves the compiler 128 registers at 32 dimensions, 168 at 64 and
+// 96, 255 from 128 on: more blocks would spill sums. attention_bf16.cu and its like say what each kernel takes.
 #pragma once
 
 #include "kv.cuh"
@@ -56,7 +51,7 @@ DEVICE constexpr uint32_t stage_bytes() {
     return 2 * TILE * row_bytes<KV, DIM>() + (KV::SCALED ? 2 * DIM : 0);
 }
 
-// One job, as kernels/src/cuda/attention.rs lays it out.
+// One job, as kernels/src/cuda/work_list.rs lays it out.
 struct Job {
     uint32_t table;         // first entry of the sequence's block table
     uint32_t first_row;     // batch row of the sequence's first query
@@ -228,7 +223,6 @@ DEVICE void attend_tile(State<DIM>& s, const uint8_t* stage, const uint32_t (&ke
             }
         }
     }
-    constexpr float LOG2_E = 1.44269504f;
     float weight[2][4], shrink[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -503,13 +497,13 @@ DEVICE Job load_job(const uint32_t* jobs, uint32_t number) {
     return {j[0], j[1], j[2], j[3], j[4], j[5], j[6], j[7]};
 }
 
-#define ATTENTION_ARGS                                                                                               \
-    const uint16_t *queries, const uint8_t *keys, const uint8_t *values, const uint16_t *scales,                     \
-        const uint32_t *tables,                                                                                      \
-        const uint32_t *positions, float *out, float *partial, float *partial_state, uint32_t heads,                 \
-        uint32_t kv_heads, uint32_t head_dim, uint32_t block_size, uint32_t window, float scale, float softcap,      \
+#define ATTENTION_ARGS                                                                                          \
+    const uint16_t *queries, const uint8_t *keys, const uint8_t *values, const uint16_t *scales,                \
+        const uint32_t *tables,                                                                                 \
+        const uint32_t *positions, float *out, float *partial, float *partial_state, uint32_t heads,            \
+        uint32_t kv_heads, uint32_t head_dim, uint32_t block_size, uint32_t window, float scale, float softcap, \
         const uint32_t *jobs, uint32_t count
-#define ATTENTION_CALL                                                                                              \
+#define ATTENTION_CALL                                                                                                     \
     {queries, keys, values, scales, tables, positions, out, partial, partial_state, heads, kv_heads, head_dim, block_size, \
      window, scale, softcap}
 
@@ -534,14 +528,14 @@ DEVICE void shared_tiles(const Call& c, const uint32_t* jobs) {
     walk<KV, DIM, true, STAGES>(c, load_job(jobs, blockIdx.x), blockIdx.y, shared, total);
 }
 
-#define ATTENTION(KV, name, dim, warps, split_blocks, shared_blocks, stages)       \
+#define ATTENTION(KV, name, dim, warps, split_blocks, shared_blocks, stages)          \
     KERNEL((warps * 32, split_blocks), attend_split_##name##_##dim, ATTENTION_ARGS) { \
-        const Call call = ATTENTION_CALL;                                            \
-        split<KV, dim>(call, jobs, count);                                           \
-    }                                                                                \
-    KERNEL((128, shared_blocks), attend_shared_##name##_##dim, ATTENTION_ARGS) {     \
-        const Call call = ATTENTION_CALL;                                            \
-        shared_tiles<KV, dim, stages>(call, jobs);                                   \
+        const Call call = ATTENTION_CALL;                                             \
+        split<KV, dim>(call, jobs, count);                                            \
+    }                                                                                 \
+    KERNEL((128, shared_blocks), attend_shared_##name##_##dim, ATTENTION_ARGS) {      \
+        const Call call = ATTENTION_CALL;                                             \
+        shared_tiles<KV, dim, stages>(call, jobs);                                    \
     }
 
 #define ATTENTION_OF(KV, name)           \

@@ -11,8 +11,8 @@
 // Entry points have C names: `args` are what the launcher passes, in order.
 #define KERNEL(bounds, name, ...) extern "C" __global__ void __launch_bounds__ bounds name(__VA_ARGS__)
 // The block's dynamic shared memory, 16-byte aligned.
-#define DYNAMIC_SHARED(type, name)                                                  \
-    extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];          \
+#define DYNAMIC_SHARED(type, name)                                         \
+    extern __shared__ __align__(16) unsigned char dynamic_shared_memory[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared_memory)
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
@@ -131,6 +131,8 @@ DEVICE uint4 load_once(const uint4* p) {
 }
 
 #endif
+
+constexpr float LOG2_E = 1.44269504f;
 
 // Sums over the 32 lanes by halves: every lane gets the same bits.
 DEVICE float warp_sum(float x) {

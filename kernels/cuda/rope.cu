@@ -1,9 +1,18 @@
 // Rotary positions and the write to the cache: a row's queries, turned, as bf16 or f16; its keys, turned, and its values
-// to the row's slot, as kv.cuh draws them. References: reference::rotate, reference::round_*.
+// to the row's slot, as kv.cuh draws them. References: reference::rotate,
+// reference::round_bf16, round_f16, round_e4m3, round_int8.
 //
 //   rope_table: grid (rows), 128 threads, one frequency each. rope_write_*: grid (rows), 256 threads, a warp for 32
 //   dimensions of a head: it reads 128 bytes (twice that where pairs turn, the second time from the first-level cache)
 //   and writes 64, or 32 and a scale. 40 registers or fewer, no shared memory: bandwidth.
+//
+// check.py records and checks: registers, then blocks an SM, on sm_80, sm_86, sm_89 and sm_90a; bytes of dynamic
+// shared memory a block; threads.
+//   rope_table        22  22  22  28   16 12 12 16       0  128
+//   rope_write_bf16   31  33  33  32    8  6  6  8       0  256
+//   rope_write_f16    31  31  31  32    8  6  6  8       0  256
+//   rope_write_fp8    31  33  33  32    8  6  6  8       0  256
+//   rope_write_int8   31  29  29  30    8  6  6  8       0  256
 #include "kv.cuh"
 
 // Cosines then sines of each row: table [row][2][count].
@@ -33,6 +42,9 @@ DEVICE uint16_t half_of(float x) {
     const float held = x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
     return static_cast<uint16_t>(KV::pair(KV::WIDE ? x : held, 0.0f) & 0xffffu);
 }
+
+// The slot of a row that belongs to no sequence.
+constexpr uint32_t NOWHERE = 0xffffffffu;
 
 // Where a row's keys and values go.
 template <class KV>
@@ -85,18 +97,18 @@ DEVICE void write_row(const float* qkv, const float* table, uint32_t count, cons
                                                             : turned(from, turns, count, d);
         if (head < heads) {
             queries[(static_cast<size_t>(row) * heads + head) * cache.dim + d] = half_of<KV>(x);
-        } else {
+        } else if (slots[row] != NOWHERE) {
             Cache<KV>::put(cache, slots[row], head - heads, group, lane, x);
         }
     }
 }
 
-#define ROPE_WRITE(KV, name)                                                                                          \
-    KERNEL((256), rope_write_##name, const float* qkv, const float* table, uint32_t count, const uint32_t* slots,     \
-           uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t dim,                    \
-           uint32_t block_size, uint16_t* queries, uint8_t* keys, uint8_t* values, uint16_t* scales) {                                                        \
-        const Cache<KV> cache = {keys, values, scales, kv_heads, block_size, dim};                                    \
-        write_row<KV>(qkv, table, count, slots, heads, head_dim, value_dim, queries, cache);                                     \
+#define ROPE_WRITE(KV, name)                                                                                      \
+    KERNEL((256), rope_write_##name, const float* qkv, const float* table, uint32_t count, const uint32_t* slots, \
+           uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t value_dim, uint32_t dim,                \
+           uint32_t block_size, uint16_t* queries, uint8_t* keys, uint8_t* values, uint16_t* scales) {            \
+        const Cache<KV> cache = {keys, values, scales, kv_heads, block_size, dim};                                \
+        write_row<KV>(qkv, table, count, slots, heads, head_dim, value_dim, queries, cache);                      \
     }
 
 ROPE_WRITE(Bf16, bf16)

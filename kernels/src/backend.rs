@@ -25,11 +25,14 @@ pub struct StepInput<'a> {
 }
 
 impl StepInput<'_> {
+    /// The slot of a row whose keys and values are not kept.
+    pub const NOWHERE: u32 = u32::MAX;
+
     /// # Panics
     /// If a slot that is written, or a block that may be read, is not in such a cache.
     pub(crate) fn check(&self, heads: AttentionShape, cache: CacheShape) {
         let slots = cache.blocks * cache.block_size;
-        assert!(self.slot_mapping.iter().all(|&slot| (slot as usize) < slots), "a slot beyond the cache");
+        assert!(self.slot_mapping.iter().all(|&slot| (slot as usize) < slots || slot == StepInput::NOWHERE), "a slot beyond the cache");
         for sequence in 0..self.context_lens.len() {
             let rows = self.query_starts[sequence] as usize..self.query_starts[sequence + 1] as usize;
             let table = self.block_table_starts[sequence] as usize..self.block_table_starts[sequence + 1] as usize;
@@ -181,6 +184,39 @@ pub struct BestLogits {
     pub ranked: Vec<(u32, f32)>,
     /// No logit of the row is NaN or plus infinity.
     pub finite: bool,
+    /// Sum of e^((logit - largest) · rate) over the row, where a rate was asked for; [`BestLogits::MASS_ERROR`] says how
+    /// far off it may be.
+    pub mass: f32,
+}
+
+impl BestLogits {
+    /// Bound of the relative error of `mass`: exponents and sums of a row's logits in f32, several times over.
+    pub const MASS_ERROR: f64 = 1.0 / 32_768.0;
+}
+
+/// How rows of logits are ranked where they were computed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ranking {
+    /// How many of each row.
+    pub count: usize,
+    /// For each row 1 / temperature, at which its mass is wanted, or 0; empty if no row's is.
+    pub rates: Vec<f32>,
+}
+
+/// What is done to a row of logits after the projection: plus `bias`, times `scale`, then `cap · tanh(value / cap)` where there
+/// is a cap.
+#[derive(Clone, Copy)]
+pub struct LogitFinish<'a, V> {
+    pub bias: Option<&'a V>,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+}
+
+impl<V> Default for LogitFinish<'_, V> {
+    /// Nothing.
+    fn default() -> Self {
+        LogitFinish { bias: None, scale: 1.0, softcap: None }
+    }
 }
 
 /// A device failed: nothing computed since is to be used, and neither is the backend.
@@ -266,30 +302,47 @@ pub trait Backend: Send {
     /// `out` = x · layerᵀ in host memory, rows one after another.
     fn logits(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Vec<f32>);
 
-    /// How many logits of a row [`Backend::best_logits`] can rank; 0 where copying a row costs nothing.
-    fn best_logits_max(&self, _layer: &Self::Linear) -> usize {
-        0
+    /// Rows to which a step of `rows`, one for each sequence, is filled up so that steps resemble each other. The rows beyond
+    /// come after all sequences' and have [`StepInput::NOWHERE`] for a slot.
+    fn bucket(&self, rows: usize) -> usize {
+        rows
     }
-    /// The `count` largest of each row of x · layerᵀ · `scale`, without copying rows to host memory; `None` if this
-    /// backend can rank none.
+
+    /// Whether operations are computed by a device while the host does something else. Only then are the four below there.
+    fn runs_aside(&self) -> bool {
+        false
+    }
+    /// Has x · layerᵀ computed, finished and, where `ranking` says so, ranked; does not wait for it.
     ///
     /// # Panics
-    /// If `count` is 0 or more than [`Backend::best_logits_max`].
-    fn best_logits(
+    /// If the backend does not run aside, or more is to be ranked than [`Backend::best_logits_max`].
+    fn start_logits(
         &mut self,
         _layer: &Self::Linear,
         _x: &Self::Rows,
-        _scale: f32,
-        _count: usize,
-    ) -> Option<Vec<BestLogits>> {
-        None
+        _finish: LogitFinish<'_, Self::Vector>,
+        _ranking: Option<&Ranking>,
+    ) {
+        panic!("this backend computes when it is asked");
     }
-    /// A whole row of what [`Backend::best_logits`] ranked last, not scaled; empty if this backend ranks none.
+    /// All logits of the last start, rows one after another.
+    fn wait_logits(&mut self, _out: &mut Vec<f32>) {
+        panic!("this backend computes when it is asked");
+    }
+    /// The largest logits of each row of the last start, which ranked them.
+    fn wait_best(&mut self) -> Vec<BestLogits> {
+        panic!("this backend computes when it is asked");
+    }
+    /// A whole row of the last start.
     ///
     /// # Panics
     /// If there was no such row.
     fn ranked_row(&self, _row: usize) -> Vec<f32> {
-        Vec::new()
+        panic!("this backend computes when it is asked");
+    }
+    /// How many logits of a row can be ranked; 0 where copying a row costs nothing.
+    fn best_logits_max(&self, _layer: &Self::Linear) -> usize {
+        0
     }
 
     /// Rotates queries and keys of `qkv`, writes keys and values to the cache's slots, and attends: every query to its

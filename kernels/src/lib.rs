@@ -12,8 +12,8 @@ mod quants;
 pub mod reference;
 
 pub use backend::{
-    Activation, AttentionShape, Backend, BestLogits, CacheShape, ColumnRuns, DeviceError, KvDtype, Rope, RowDtype,
-    StepInput,
+    Activation, AttentionShape, Backend, BestLogits, CacheShape, ColumnRuns, DeviceError, KvDtype, LogitFinish,
+    Ranking, Rope, RowDtype, StepInput,
 };
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
 pub use low_rank::{LowRank, LowRankUpdate};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rill_kernels::BestLogits;
+use rill_kernels::{BestLogits, Ranking};
 
 use crate::{Adapter, AdapterSites, ModelError};
 
@@ -100,6 +100,13 @@ pub trait Model: Send {
     /// Puts back what [`Model::read_block`] gave; `bytes` is [`Model::block_bytes`] long.
     fn write_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), ModelError>;
 
+    /// Starts a step on a device that works while the host does something else: [`Model::forward`], or
+    /// [`Model::forward_best`] if there is a ranking, is called next, with the same arguments, and waits for it. False:
+    /// there is no such device, and nothing was done.
+    fn start(&mut self, _input: &ForwardInput, _ranking: Option<&Ranking>) -> Result<bool, ModelError> {
+        Ok(false)
+    }
+
     /// Runs the rows of `input`, writes their keys and values to the KV cache and fills `logits` with
     /// `input.logit_rows.len() * vocab_size` values, one row after another.
     ///
@@ -112,8 +119,9 @@ pub trait Model: Send {
         0
     }
 
-    /// As [`Model::forward`], but only the `count` largest of each row of logits come to host memory: the same values.
-    fn forward_best(&mut self, _input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, ModelError> {
+    /// As [`Model::forward`], but only the largest of each row of logits come to host memory: the same values.
+    fn forward_best(&mut self, _input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, ModelError> {
+        let count = ranking.count;
         Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked where it runs")))
     }
 

@@ -35,7 +35,7 @@ pub use gguf::{GgmlType, GgufFile, MetaArray, MetaValue, Metadata, TensorInfo};
 pub use load::{Device, LoadOptions, LoadedModel, OpenDevice, Runner, load, load_on};
 pub use needs::MemoryNeeds;
 pub use perplexity::{Score, Windows, perplexity};
-pub use rill_kernels::{BestLogits, Isa, KvDtype, RowDtype};
+pub use rill_kernels::{BestLogits, Isa, KvDtype, Ranking, RowDtype};
 pub use source::{
     CachedModel, DEFAULT_MODEL, ModelFiles, ModelKind, NoProgress, Progress, SourceOptions, cached_models,
     remove_cached, resolve,

@@ -9,7 +9,9 @@ use rill_engine::{
     StopParams, SubmitError,
 };
 use rill_kernels::cuda::{CudaBackend, Driver};
-use rill_models::{Device, KvDtype, LoadOptions, LoadedModel, ModelFiles, NoProgress, SourceOptions};
+use rill_models::{
+    Device, ForwardInput, KvDtype, LoadOptions, LoadedModel, ModelFiles, NoProgress, SourceOptions,
+};
 use rill_tests::reference::Reference;
 use rill_tests::tiny_parity::{self, Bounds};
 use rill_tests::{default_model, tiny_models};
@@ -130,7 +132,11 @@ struct Tiny {
 
 impl Tiny {
     fn new() -> Tiny {
-        let model = tiny_models::all().remove("llama").expect("in the fixture");
+        Tiny::of("llama")
+    }
+
+    fn of(name: &str) -> Tiny {
+        let model = tiny_models::all().remove(name).expect("in the fixture");
         let dir = tempfile::tempdir().expect("a temporary directory");
         model.write_directory(dir.path(), true);
         let source = dir.path().display().to_string();
@@ -212,17 +218,98 @@ fn no_kind_of_cache_depends_on_company() {
     }
 }
 
-/// Tokens drawn from the best of a row, ranked on the device, are those drawn from the whole row, in any company.
+/// Sequences of some lengths, each with blocks of its own: their prompts in one step, then one token each in every further
+/// step. Returns all logits, then all blocks of the cache.
+fn decode(tiny: &Tiny, backend: CudaBackend, lens: &[usize], steps: usize) -> (Vec<f32>, Vec<Vec<u8>>) {
+    const BLOCK: usize = 16;
+    let mut model = rill_models::load_on(&tiny.files, backend, "the shim").expect("loads").model;
+    let each = 1 + (lens.iter().max().expect("a sequence") + steps) / BLOCK;
+    model.allocate_kv_cache(1 + lens.len() * each, BLOCK).expect("room");
+    let tokens = &tiny.requests[5].prompt;
+    let (mut all, mut logits) = (Vec::new(), Vec::new());
+    for step in 0..=steps {
+        let mut input =
+            ForwardInput { query_starts: vec![0], block_table_starts: vec![0], ..ForwardInput::default() };
+        for (s, &len) in lens.iter().enumerate() {
+            let positions = if step == 0 { 0..len } else { len + step - 1..len + step };
+            let block = |i: usize| (1 + s * each + i) as u32;
+            input.context_lens.push(positions.end as u32);
+            for position in positions {
+                input.token_ids.push(tokens[(s * 5 + position * 7) % tokens.len()]);
+                input.positions.push(position as u32);
+                input.slot_mapping.push(block(position / BLOCK) * BLOCK as u32 + (position % BLOCK) as u32);
+            }
+            input.logit_rows.push(input.token_ids.len() as u32 - 1);
+            input.query_starts.push(input.token_ids.len() as u32);
+            input.block_tables.extend((0..each).map(block));
+            input.block_table_starts.push(input.block_tables.len() as u32);
+        }
+        // Every other step is started before it is waited for.
+        assert!(step % 2 == 0 || model.start(&input, None).expect("starts"), "a GPU computes aside");
+        model.forward(&input, &mut logits).expect("computed");
+        all.extend_from_slice(&logits);
+    }
+    let mut block = Vec::new();
+    let blocks = (0..(1 + lens.len() * each) as u32).map(|number| {
+        model.read_block(number, &mut block).expect("read");
+        block.clone()
+    });
+    (all, blocks.collect())
+}
+
+/// Decode steps filled up to buckets and replayed as graphs: the same bits of logits, nothing written to the cache by the rows
+/// that belong to no sequence, and one graph for a bucket however many of its sizes come.
+#[test]
+fn buckets_change_no_bit_and_bound_the_graphs() {
+    let tiny = Tiny::new();
+    let shim = Arc::new(Shim::new(6));
+    let mut captures = Vec::new();
+    for count in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13] {
+        let lens: Vec<usize> = (0..count).map(|s| 3 + s * 7 % 30).collect();
+        let expected = decode(&tiny, backend(count as u64), &lens, 4);
+        let before = (shim.captures(), shim.replays());
+        let given = decode(&tiny, CudaBackend::new(shim.clone(), 2).with_graphs(), &lens, 4);
+        assert!(expected.0.iter().all(|x| x.is_finite()) && given.0 == expected.0, "logits of {count} sequences");
+        assert!(given.1 == expected.1, "the cache of {count} sequences");
+        // The second of the four decode steps captures, the rest replay: bucket, work and memory are the same.
+        captures.push((shim.captures() - before.0, shim.replays() - before.1));
+    }
+    assert!(captures.iter().all(|&counts| counts == (1, 3)), "{captures:?}");
+
+    // Batches of all sizes from nine down, through one engine: buckets of 16, 8, 4, 2 and 1.
+    let shim = Arc::new(Shim::new(7));
+    let config = EngineConfig { max_drafts: 0, ..roomy() };
+    let engine = tiny.start(CudaBackend::new(shim.clone(), 2).with_graphs(), config);
+    let streams: Vec<_> = (0..9)
+        .map(|i| {
+            let request = request(&tiny.requests[i % 6].prompt[..3 + i % 3], 8 + 5 * i as u32);
+            engine.submit(request).expect("taken")
+        })
+        .collect();
+    streams.into_iter().for_each(|stream| drop(finish(stream)));
+    stop(&engine);
+    assert!(shim.captures() <= 10, "{} graphs for five buckets", shim.captures());
+    assert!(shim.replays() > 30, "only {} replays", shim.replays());
+}
+
+/// Tokens drawn from the best of a row, ranked on the device, are those drawn from the whole row, in any company: with and
+/// without a cap on the logits, a bias, a scale.
 #[test]
 fn ranked_rows_give_the_tokens_of_whole_rows() {
-    let tiny = Tiny::new();
+    for name in ["llama", "gemma2", "phi", "cohere"] {
+        check_ranked_rows(&Tiny::of(name));
+    }
+}
+
+fn check_ranked_rows(tiny: &Tiny) {
     let drawn = |number: usize| {
         let mut request = tiny.requests[number].clone();
         request.stop.max_tokens = 12;
         if number > 0 {
             let sampling = &mut request.sampling;
             (sampling.temperature, sampling.seed) = (0.8, number as u64);
-            (sampling.top_k, sampling.top_p) = ([3, 20, 64, 0, 0][number - 1], [1.0, 0.9][number % 2]);
+            (sampling.top_k, sampling.top_p) =
+                ([3, 20, 64, 0, 0][number - 1], [0.9, 0.5, 1.0, 0.9, 0.3, 0.95][number]);
         }
         request
     };

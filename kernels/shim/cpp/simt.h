@@ -75,8 +75,8 @@ void call(void (*f)(A...), void** args) {
 #define blockDim simt::block_size
 #define gridDim simt::grid_size
 
-#define KERNEL(bounds, name, ...)                                                              \
-    static void name(__VA_ARGS__);                                                             \
+#define KERNEL(bounds, name, ...)                                                                  \
+    static void name(__VA_ARGS__);                                                                 \
     static simt::Registration register_##name(#name, [](void** args) { simt::call(name, args); }); \
     static void name(__VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(simt::dynamic_shared())

@@ -47,6 +47,7 @@ pub struct Shim {
     /// Address → bytes.
     allocated: Mutex<HashMap<u64, usize>>,
     graphs: Mutex<HashMap<Graph, Launches>>,
+    captures: AtomicU64,
     replays: AtomicU64,
     bytes_max: usize,
 }
@@ -72,6 +73,7 @@ impl Shim {
             launches: AtomicU64::new(0),
             allocated: Mutex::new(HashMap::new()),
             graphs: Mutex::new(HashMap::new()),
+            captures: AtomicU64::new(0),
             replays: AtomicU64::new(0),
             bytes_max: usize::MAX,
         }
@@ -85,6 +87,11 @@ impl Shim {
     /// Kernels started so far.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Graphs captured so far.
+    pub fn captures(&self) -> u64 {
+        self.captures.load(Ordering::Relaxed)
     }
 
     /// Graphs replayed so far.
@@ -233,8 +240,8 @@ impl Launcher for Shim {
 
     unsafe fn capture(&self, launches: &Launches) -> Result<Graph, CudaError> {
         let mut graphs = self.graphs();
-        let graph = Graph(self.launches() << 16 | graphs.len() as u64);
-        assert!(graphs.insert(graph, launches.clone()).is_none(), "graphs have numbers of their own");
+        let graph = Graph(self.captures.fetch_add(1, Ordering::Relaxed));
+        graphs.insert(graph, launches.clone());
         Ok(graph)
     }
 

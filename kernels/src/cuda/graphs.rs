@@ -12,6 +12,16 @@ const LAUNCHES_MIN: usize = 8;
 /// Lists remembered: batch sizes, times the rest of a bucket. The one unused for longest is forgotten.
 const LISTS_MAX: usize = 64;
 
+/// Rows a decode step of `rows` is filled up to, so that there are few graphs: the rows beyond belong to no sequence, and
+/// what is computed of them is neither kept nor read. Linear layers compute whole tiles of 8, 32 or 64 rows anyway.
+pub(super) fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=8 => rows.next_power_of_two(),
+        9..=64 => rows.next_multiple_of(8),
+        _ => rows.next_multiple_of(64),
+    }
+}
+
 /// A launcher in front of another one.
 pub(super) struct Graphs {
     inner: Arc<dyn Launcher>,
@@ -147,6 +157,11 @@ impl Launcher for Graphs {
     unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<(), CudaError> {
         self.state().pending.push(launch, args);
         Ok(())
+    }
+
+    fn begin(&self) -> Result<(), CudaError> {
+        self.catch_up()?;
+        self.inner.begin()
     }
 
     unsafe fn capture(&self, launches: &Launches) -> Result<Graph, CudaError> {

@@ -1,6 +1,6 @@
 //! Every kernel there is, and the most shared memory a launch of it asks for.
 
-use super::rank::RANK_SHARED;
+use super::logits::RANK_SHARED;
 use crate::backend::KvDtype;
 
 /// Bytes of a linear kernel's tile of sums.
@@ -18,7 +18,7 @@ const fn staged(tile: usize, row: usize) -> usize {
 }
 
 /// Names as in kernels/cuda, and bytes of dynamic shared memory: all but attention over the cache.
-const PLAIN: [(&str, usize); 33] = [
+const PLAIN: [(&str, usize); 34] = [
     ("embed", 0),
     ("rms_norm", 32),
     ("layer_norm", 32),
@@ -50,6 +50,7 @@ const PLAIN: [(&str, usize); 33] = [
     ("rope_write_fp8", 0),
     ("rope_write_int8", 0),
     ("merge_partitions", 0),
+    ("finish_logits", 0),
     ("rank_chunks", RANK_SHARED),
     ("merge_chunks", RANK_SHARED),
 ];

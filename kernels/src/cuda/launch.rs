@@ -165,6 +165,11 @@ pub trait Launcher: Send + Sync {
     /// `args` are what the kernel takes, and what it reads and writes through them is live device memory.
     unsafe fn launch(&self, launch: Launch, args: &[Arg]) -> Result<(), CudaError>;
 
+    /// Has whatever was asked for begin without waiting for more; for launchers that keep things back.
+    fn begin(&self) -> Result<(), CudaError> {
+        Ok(())
+    }
+
     /// Makes one thing of launches, without running them.
     ///
     /// # Safety

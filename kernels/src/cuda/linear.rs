@@ -1,15 +1,58 @@
 //! Linear layers: which kernel, and its launches. kernels/cuda/linear.cuh says why any of them gives the same bits.
 
-use super::backend::{CudaBackend, Linear, Matrix, Rows};
+use super::backend::CudaBackend;
 use super::kernels::{STAGED_ROWS, STAGED_TILES, shared_bytes};
 use super::launch::{Arg, Launch};
-use crate::packed::GROUP;
+use super::matrix::Matrix;
+use super::memory::Device;
+use super::rows::Rows;
+use super::weights::{Weights, upload};
+use crate::cpu::Form;
+use crate::packed::{GROUP, PackError, Packed, Stored};
+use crate::pool::Pool;
 
 /// Up to this many rows the small tile of the linear kernels is used. All tiles give the same bits.
 const SMALL_ROWS_MAX: usize = 8;
 /// Large tiles, staged in shared memory, are used where there are at least so many: about one for each SM of an H100, and
 /// more than one for each of an L4.
 pub(super) const STAGED_BLOCKS_MIN: usize = 96;
+
+/// Weights of one linear layer.
+pub struct Linear {
+    pub(super) parts: Vec<Weights>,
+}
+
+impl Linear {
+    /// Outputs a row.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|part| part.rows).sum()
+    }
+
+    /// Bytes of device memory the weights take.
+    pub fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    /// The form of rows it reads.
+    pub(super) fn form(&self) -> Form {
+        self.parts
+            .iter()
+            .fold(Form::default(), |form, part| form.and(if part.kind.quantised() { Form::Q8 } else { Form::F32 }))
+    }
+
+    /// Packs matrices on the host, as the CPU does, and uploads them.
+    pub(super) fn load(device: &Device, pool: &mut Pool, parts: &[Stored<'_>]) -> Result<Linear, PackError> {
+        let mut matrices = Vec::with_capacity(parts.len());
+        for part in parts {
+            part.check()?;
+            if part.cols != parts[0].cols {
+                return Err(PackError::Mixed { first: parts[0].cols, other: part.cols });
+            }
+            matrices.push(Packed::new(*part, pool));
+        }
+        Ok(Linear { parts: upload(device, &matrices) })
+    }
+}
 
 impl CudaBackend {
     /// `out`, or what is added to it, becomes x · layerᵀ.

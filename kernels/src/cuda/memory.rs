@@ -142,6 +142,11 @@ impl Device {
         }
     }
 
+    /// Whatever was asked for begins now, if it has not begun.
+    pub(super) fn begin(&self) {
+        self.attempt(|launcher| launcher.begin());
+    }
+
     /// Starts a kernel, unless its grid is empty.
     ///
     /// # Safety

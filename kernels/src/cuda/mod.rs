@@ -4,17 +4,26 @@
 mod arena;
 mod attention;
 mod backend;
+mod cache;
 mod driver;
 mod graphs;
 mod kernels;
 mod launch;
 mod linear;
+mod logits;
+mod matrix;
 mod memory;
-mod rank;
+mod rows;
 mod staging;
 mod weights;
+mod work_list;
 
-pub use backend::{CudaBackend, KvCache, Linear, Matrix, Rows, Step, Vector};
+pub use attention::Step;
+pub use backend::CudaBackend;
+pub use cache::KvCache;
 pub use driver::{Driver, DriverOptions};
 pub use kernels::kernels;
 pub use launch::{Arg, CudaError, DevicePointer, Graph, Launch, Launcher, Launches, Memory};
+pub use linear::Linear;
+pub use matrix::{Matrix, Vector};
+pub use rows::Rows;

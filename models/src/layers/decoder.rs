@@ -10,7 +10,9 @@ use super::updates::StepUpdates;
 use crate::adapter::{AdapterSites, LayerSites};
 use crate::weights::Weights;
 use crate::{ForwardInput, Model, ModelConfig, ModelError, ModelShape};
-use rill_kernels::{Backend, BestLogits, CacheShape, DeviceError, Form, LowRankUpdate, StepInput};
+use rill_kernels::{
+    Backend, BestLogits, CacheShape, DeviceError, Form, LogitFinish, LowRankUpdate, Ranking, StepInput,
+};
 use std::ops::Range;
 
 /// One layer of an architecture.
@@ -131,12 +133,18 @@ pub(crate) struct Decoder<B: Backend, L> {
     /// `None`: the embedding table is the output projection too.
     head: Option<Dense<B>>,
     head_bias: Vec<f32>,
+    /// The same, where a device has memory of its own.
+    device_head_bias: Option<B::Vector>,
     logit_scale: f32,
     logit_softcap: Option<f32>,
     caches: Vec<B::KvCache>,
     /// `None` where the backend takes no updates.
     adapter_sites: Option<AdapterSites>,
     buffers: Buffers<B>,
+    /// The step's rows, filled up.
+    padded: Padded,
+    /// A step is under way.
+    started: bool,
 }
 
 /// How far back any layer reads, unless one reads everything.
@@ -157,6 +165,27 @@ struct Buffers<B: Backend> {
     next_rows: B::Rows,
     wide: B::Matrix,
     mixed: B::Matrix,
+}
+
+/// What a step's rows have each, filled up with rows that belong to no sequence.
+#[derive(Default)]
+struct Padded {
+    token_ids: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+}
+
+impl Padded {
+    fn fill(&mut self, input: &ForwardInput, rows: usize) {
+        let given = [(&input.token_ids, 0), (&input.positions, 0), (&input.slot_mapping, StepInput::NOWHERE)];
+        for (kept, (given, filler)) in
+            [&mut self.token_ids, &mut self.positions, &mut self.slots].into_iter().zip(given)
+        {
+            kept.clear();
+            kept.extend_from_slice(given);
+            kept.resize(rows, filler);
+        }
+    }
 }
 
 impl<B: Backend, L: Layer<B>> Decoder<B, L> {
@@ -195,6 +224,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             Some(Dense::new(all.backend, &[output], None)?)
         };
         let head_bias = all.vector_if_there("output.bias", vocab)?.unwrap_or_default();
+        let aside = all.backend.runs_aside() && !head_bias.is_empty();
+        let device_head_bias = aside.then(|| all.backend.load_vector(&head_bias));
         let host_norm = HostNorm::load(&all, "output_norm", norm, hidden)?;
         let norm = all.norm("output_norm", norm, hidden)?;
         let cache_bytes = |layer: &mut L| backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
@@ -222,6 +253,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             host_norm,
             head,
             head_bias,
+            device_head_bias,
             logit_scale: config.logit_scale.unwrap_or(1.0),
             logit_softcap: config.final_logit_softcap,
             caches: Vec::new(),
@@ -234,6 +266,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 wide: B::Matrix::default(),
                 mixed: B::Matrix::default(),
             },
+            padded: Padded::default(),
+            started: false,
             kinds,
             backend,
         })
@@ -291,7 +325,22 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
         self.backend.check().map_err(runtime)
     }
 
+    fn start(&mut self, input: &ForwardInput, ranking: Option<&Ranking>) -> Result<bool, ModelError> {
+        if self.backend.runs_aside() {
+            self.launch(input, ranking)?;
+            self.started = true;
+        }
+        Ok(self.started)
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        if self.backend.runs_aside() {
+            if !std::mem::take(&mut self.started) {
+                self.launch(input, None)?;
+            }
+            self.backend.wait_logits(logits);
+            return self.backend.check().map_err(runtime);
+        }
         self.run(input)?;
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         head.logits(&mut self.backend, &self.buffers.rows, logits, &self.head_bias);
@@ -302,29 +351,24 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
     }
 
     fn best_logits_max(&self) -> usize {
-        // What is done to a row on the host would be missing.
-        if !self.head_bias.is_empty() || self.logit_softcap.is_some() {
-            return 0;
-        }
         self.head.as_ref().unwrap_or(&self.embedding).best_logits_max(&self.backend)
     }
 
-    fn forward_best(&mut self, input: &ForwardInput, count: usize) -> Result<Vec<BestLogits>, ModelError> {
-        if !(1..=self.best_logits_max()).contains(&count) {
-            return Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked here")));
+    fn forward_best(&mut self, input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, ModelError> {
+        if !std::mem::take(&mut self.started) {
+            let count = ranking.count;
+            if !(1..=self.best_logits_max()).contains(&count) {
+                return Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked here")));
+            }
+            self.launch(input, Some(ranking))?;
         }
-        self.run(input)?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let best = head.best_logits(&mut self.backend, &self.buffers.rows, self.logit_scale, count);
+        let best = self.backend.wait_best();
         self.backend.check().map_err(runtime)?;
-        best.ok_or_else(|| ModelError::Unsupported("this device ranks no logits".into()))
+        Ok(best)
     }
 
     fn ranked_row(&mut self, row: usize) -> Result<Vec<f32>, ModelError> {
-        let mut logits = self.backend.ranked_row(row);
-        if self.logit_scale != 1.0 {
-            self.backend.scale_logits(&mut logits, self.logit_scale, None);
-        }
+        let logits = self.backend.ranked_row(row);
         self.backend.check().map_err(runtime)?;
         Ok(logits)
     }
@@ -341,11 +385,29 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
 }
 
 impl<B: Backend, L: Layer<B>> Decoder<B, L> {
+    /// Has a device compute the rows of `input` and their logits.
+    fn launch(&mut self, input: &ForwardInput, ranking: Option<&Ranking>) -> Result<(), ModelError> {
+        self.run(input)?;
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let finish = LogitFinish {
+            bias: self.device_head_bias.as_ref(),
+            scale: self.logit_scale,
+            softcap: self.logit_softcap,
+        };
+        head.start_logits(&mut self.backend, &self.buffers.rows, finish, ranking);
+        self.backend.check().map_err(runtime)
+    }
+
     /// Runs the rows of `input`; those whose logits are wanted are left in `buffers.rows`, normed.
     fn run(&mut self, input: &ForwardInput) -> Result<(), ModelError> {
+        // A step of one row for each sequence is one of many.
+        let rows =
+            if input.rows() == input.sequences() { self.backend.bucket(input.rows()) } else { input.rows() };
+        self.padded.fill(input, rows);
+        let padded = &self.padded;
         let step_input = StepInput {
-            positions: &input.positions,
-            slot_mapping: &input.slot_mapping,
+            positions: &padded.positions,
+            slot_mapping: &padded.slots,
             query_starts: &input.query_starts,
             context_lens: &input.context_lens,
             block_tables: &input.block_tables,
@@ -358,9 +420,9 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
         for (kind, step) in self.kinds.iter().zip(steps.iter_mut()) {
             backend.prepare(step_input, &kind.rope, kind.heads, step);
         }
-        self.embedding.look_up(backend, &input.token_ids, self.embedding_scale, residual);
+        self.embedding.look_up(backend, &padded.token_ids, self.embedding_scale, residual);
         if let Some(positions) = &self.positions {
-            positions.look_up(backend, &input.positions, 1.0, mixed);
+            positions.look_up(backend, &padded.positions, 1.0, mixed);
             backend.add_scaled(mixed, 1.0, residual);
         }
         for (number, (layer, cache)) in self.layers.iter().zip(&mut self.caches).enumerate() {

@@ -4,7 +4,7 @@ use super::decoder::Run;
 use crate::ModelError;
 use crate::adapter::Projection;
 use crate::weights::Matrix;
-use rill_kernels::{Activation, Backend, BestLogits, Form};
+use rill_kernels::{Activation, Backend, Form, LogitFinish, Ranking};
 
 /// x · Wᵀ + b; several matrices side by side count as one.
 pub(crate) struct Dense<B: Backend> {
@@ -90,15 +90,15 @@ impl<B: Backend> Dense<B> {
         backend.best_logits_max(&self.weights)
     }
 
-    /// The largest of each row of logits · `scale`.
-    pub(crate) fn best_logits(
+    /// Has logits computed by a device of its own.
+    pub(crate) fn start_logits(
         &self,
         backend: &mut B,
         x: &B::Rows,
-        scale: f32,
-        count: usize,
-    ) -> Option<Vec<BestLogits>> {
-        backend.best_logits(&self.weights, x, scale, count)
+        finish: LogitFinish<'_, B::Vector>,
+        ranking: Option<&Ranking>,
+    ) {
+        backend.start_logits(&self.weights, x, finish, ranking);
     }
 
     /// Row `ids[r]` of the weights: the layer as a table.

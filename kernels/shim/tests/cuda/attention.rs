@@ -372,3 +372,19 @@ pub fn small(dtype: KvDtype) -> World {
         seed: 11,
     })
 }
+
+/// One that is longer than a partition.
+pub fn merging() -> World {
+    World::new(&Shape {
+        dtype: KvDtype::Int8,
+        kv_heads: 1,
+        ratio: 3,
+        head_dim: 256,
+        frequencies: 128,
+        lens: vec![270],
+        block_size: 16,
+        window: None,
+        softcap: Some(20.0),
+        seed: 12,
+    })
+}

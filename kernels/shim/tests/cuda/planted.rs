@@ -1,7 +1,7 @@
 //! Bugs planted in attention and in the pipeline of linear layers: the same checks that pass on the sound kernels must
 //! fail. And the sound ones under sanitizers.
 
-use crate::attention::{DTYPES, World, small};
+use crate::attention::{DTYPES, World, merging, small};
 use crate::inputs::VARIANT;
 use crate::{linear, rows, sampling};
 use rill_cuda_shim::{SANITIZER_RUNTIME, Variant};
@@ -76,10 +76,12 @@ fn sanitized() {
             linear::check(&case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
         }
     }
+    // Partitions that merge, in the widest head there is, token by token and at once.
+    merging().check(Variant::Sanitized, 1).expect("sound");
     linear::check_embeddings();
     rows::check_rows(3, 333, &[2, 0], 1).expect("sound");
     rows::check_sums(3, 333, 2).expect("sound");
-    sampling::check(5000, 20, 2, false, 3).expect("sound");
+    (0..6).for_each(|seed| sampling::check(5000, 20, 2, false, seed).expect("sound"));
 }
 
 #[test]

@@ -165,6 +165,14 @@ proptest! {
 
 /// An exhausted device is an error that stays, and no panic.
 #[test]
+fn the_order_of_threads_changes_nothing() {
+    for seed in 0..8 {
+        check_rows(3, 333, &[2, 0], seed).expect("sound");
+        check_sums(3, 333, seed).expect("sound");
+    }
+}
+
+#[test]
 fn running_out_of_memory_is_said_once_and_stays() {
     let shim = rill_cuda_shim::Shim::new(0).with_memory(1 << 16);
     let mut backend = CudaBackend::new(std::sync::Arc::new(shim), 1);
