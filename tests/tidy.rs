@@ -232,6 +232,30 @@ fn files_stay_short() {
     report("one noun a file", &offenders);
 }
 
+/// A kernel's source says what it is tested against, and that is there.
+#[test]
+fn kernels_name_references_that_exist() {
+    let reference = std::fs::read_to_string(root().join("kernels/src/reference.rs")).expect("the references");
+    let mut offenders = Vec::new();
+    for entry in std::fs::read_dir(root().join("kernels/cuda")).expect("the kernels") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let named = text
+            .split("reference::")
+            .skip(1)
+            .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default());
+        let missing = named.filter(|function| !reference.contains(&format!("pub fn {function}(")));
+        offenders.extend(missing.map(|function| format!("{name}: there is no reference::{function}")));
+        let head = text.lines().take_while(|line| line.starts_with("//")).collect::<String>();
+        // Attention's kinds of cache say that attention.cuh has all there is to say.
+        if name.ends_with(".cu") && !head.contains("eference") && !head.contains("attention.cuh") {
+            offenders.push(format!("{name}: names no reference"));
+        }
+    }
+    report("kernels name references that exist", &offenders);
+}
+
 #[test]
 fn modules_are_named_after_what_they_hold() {
     let offenders: Vec<String> = sources()

@@ -1,6 +1,6 @@
 """Checks the machine code of every kernel on every architecture: no spills, registers within budget, the expected
-tensor-core and copy instructions there. Prints the occupancy that follows. Usage: check.py NVCC [FOLDER...], where
-folders may hold what build.rs has compiled already."""
+tensor-core and copy instructions there, and the head of each source says what its kernels take. Usage: check.py NVCC
+[FOLDER...], where folders may hold what build.rs has compiled already; with --record first, it writes the heads."""
 
 import concurrent.futures
 import os
@@ -34,8 +34,9 @@ KERNELS = {
     "scatter_add": (256, 40, 0, []),
     "rope_table": (128, 40, 0, []),
     "merge_partitions": (128, 40, 0, ["MUFU.EX2"]),
-    "rank_chunks": (256, 80, 128, []),
-    "merge_chunks": (256, 80, 128, []),
+    "finish_logits": (256, 40, 0, []),
+    "rank_chunks": (256, 80, 128, ["MUFU.EX2"]),
+    "merge_chunks": (256, 80, 128, ["MUFU.EX2"]),
     "linear_four_1x1": (256, 64, 512, ["IMMA.16832.S8.S8"]),
     "linear_four_2x4": (256, 128, 4096, ["IMMA.16832.S8.S8"]),
     "linear_eight_1x1": (256, 64, 512, ["IMMA.16832.S8.S8"]),
@@ -86,6 +87,42 @@ def occupancy(arch, threads, registers, shared):
     return min(threads_max // threads, registers_max // (a_warp * threads // 32), shared_max // (shared + reserved), 32)
 
 
+RECORD = [
+    "// check.py records and checks: registers, then blocks an SM, on sm_80, sm_86, sm_89 and sm_90a; bytes of dynamic",
+    "// shared memory a block; threads.",
+]
+A_RECORD = re.compile(r"//   (\w+)((?: +\d+){10})$")
+
+
+def record(found):
+    """What the head of a source says about its kernels, as lines: `found` as examine() gives it."""
+    names = sorted({name for _, name in found if name in KERNELS}, key=list(KERNELS).index)
+    width = max(len(name) for name in names)
+    lines = list(RECORD)
+    for name in names:
+        threads, _, shared, _ = KERNELS[name]
+        registers = [found[arch, name][0] for arch in ARCHS]
+        blocks = [occupancy(arch, threads, count, shared) for arch, count in zip(ARCHS, registers)]
+        numbers = "".join(f"{n:4}" for n in registers) + "  " + "".join(f"{n:3}" for n in blocks)
+        lines.append(f"//   {name:{width}} {numbers} {shared:7} {threads:4}")
+    return lines
+
+
+def recorded(text):
+    """The lines of a source that record() wrote."""
+    return [line for line in text.splitlines() if line in RECORD or A_RECORD.match(line)]
+
+
+def write_record(source, lines):
+    """Puts the lines at the end of the comment a source begins with."""
+    text = [line for line in source.read_text().splitlines() if not (line in RECORD or A_RECORD.match(line))]
+    end = next(i for i, line in enumerate(text) if not line.startswith("//"))
+    while text[end - 1] == "//":
+        del text[end - 1]
+        end -= 1
+    source.write_text("\n".join([*text[:end], "//", *lines, *text[end:]]) + "\n")
+
+
 def compiled(nvcc, source, built, folder):
     """The fat binary build.rs made of a source as it is now, in one of the folders `built`; or one made here."""
     made_of = "".join(header.read_text() for header in sorted(HERE.glob("*.cuh"))) + "\n" + source.read_text()
@@ -123,7 +160,9 @@ def examine(nvcc, source, built, folder):
     return {key: (*usage, "\n".join(code.get(key, []))) for key, usage in found.items()}
 
 
-def main(nvcc, *built):
+def main(*arguments):
+    recording = arguments[0] == "--record"
+    nvcc, *built = arguments[recording:]
     seen, wrong = set(), []
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         sources = sorted(HERE.glob("*.cu"))
@@ -146,6 +185,12 @@ def main(nvcc, *built):
                     wrong.append(f"{name}, sm_{arch}: not one block fits an SM")
                 print(f"sm_{arch:4} {name:24} {registers:3} registers, {shared:6} bytes shared, "
                       f"{blocks:2} blocks an SM, {blocks * threads_a_block // 32:2} warps")
+            lines = record(found)
+            if recording:
+                write_record(source, lines)
+            elif recorded(source.read_text()) != lines:
+                wrong.append(f"{source.name}: its head does not say what the compiler does; "
+                             "kernels/cuda/check.py --record NVCC writes it")
     for arch in ARCHS:
         for name in KERNELS:
             if (arch, name) not in seen:

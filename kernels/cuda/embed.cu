@@ -4,6 +4,10 @@
 //   grid (rows), 256 threads over the columns. A row is spread over its tile: each 32-byte sector read holds one or two
 //   words of it, so a row costs 4 to 16 times its bytes; at thousands of columns and one row a token that is nothing
 //   beside the layers. 32 registers or fewer.
+//
+// check.py records and checks: registers, then blocks an SM, on sm_80, sm_86, sm_89 and sm_90a; bytes of dynamic
+// shared memory a block; threads.
+//   embed   17  17  17  19    8  6  6  8       0  256
 #include "prims.cuh"
 
 // `layout` numbers rill_kernels::cuda's weight layouts: 4 and 8 bits, bf16, f16, f32. `steps`: groups of 32 or 16.

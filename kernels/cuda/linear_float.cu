@@ -16,6 +16,18 @@
 //
 // 256 threads; 1 × 1 for up to 8 rows, 2 × 4 above: 32 sums a thread, 128 registers or fewer, 2 blocks an SM.
 // linear_staged.cuh is for rows and outputs enough to fill the GPU with blocks of 128 × 64.
+//
+// check.py records and checks: registers, then blocks an SM, on sm_80, sm_86, sm_89 and sm_90a; bytes of dynamic
+// shared memory a block; threads.
+//   linear_brain_1x1       32  33  33  34    8  6  6  6     512  256
+//   linear_brain_2x4       85  85  85  92    2  2  2  2    4096  256
+//   linear_half_1x1        32  34  34  35    8  6  6  6     512  256
+//   linear_half_2x4        86  86  86  92    2  2  2  2    4096  256
+//   linear_single_1x1      45  45  45  45    5  5  5  5     512  256
+//   linear_single_2x4     107 107 107 110    2  2  2  2    4096  256
+//   linear_brain_staged   142 142 142 140    1  1  1  1   40960  256
+//   linear_half_staged    141 141 141 140    1  1  1  1   40960  256
+//   linear_single_staged  147 147 147 145    1  1  1  1   57344  256
 #include "linear_staged.cuh"
 
 enum Kind { BRAIN, HALF, SINGLE };
@@ -176,7 +188,7 @@ struct FloatSource {
     }
 };
 
-#define STAGED_FLOATS(name, kind)                                                                                            \
+#define STAGED_FLOATS(name, kind)                                                                                     \
     KERNEL((256, 1), name, const uint8_t* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride, \
            float* out, uint32_t rows, uint32_t outputs, uint32_t stride, uint32_t first, uint32_t add) {              \
         const FloatSource<kind> source = {weights, steps, tiles, x, x_stride};                                        \
@@ -187,9 +199,9 @@ STAGED_FLOATS(linear_brain_staged, BRAIN)
 STAGED_FLOATS(linear_half_staged, HALF)
 STAGED_FLOATS(linear_single_staged, SINGLE)
 
-#define FLOATS(name, bounds, kind, mt, nt)                                                                       \
-    KERNEL(bounds, name, const void* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride, \
-           float* out, uint32_t rows, uint32_t outputs, uint32_t stride, uint32_t first, uint32_t add) {         \
+#define FLOATS(name, bounds, kind, mt, nt)                                                                           \
+    KERNEL(bounds, name, const void* weights, uint32_t steps, uint32_t tiles, const float* x, uint32_t x_stride,     \
+           float* out, uint32_t rows, uint32_t outputs, uint32_t stride, uint32_t first, uint32_t add) {             \
         multiply_floats<kind, mt, nt>(weights, steps, tiles, x, x_stride, {out, rows, outputs, stride, first, add}); \
     }
 

@@ -11,9 +11,18 @@
 //
 // Rows of activations: rows.cuh. Those up to the next multiple of 64 exist and may hold anything.
 //
-// 256 threads. The small tile (1 × 1) is for up to 8 rows: 48 registers or fewer keep 5 blocks an SM, each with
-// 8 slices × 2 groups (320 B) on their way. The large tile (2 × 4) keeps 32 sums a thread: 128 registers or
+// 256 threads. The small tile (1 × 1) is for up to 8 rows: its bounds ask for 4 blocks an SM, 64 registers, and it takes
+// fewer, for 6, each with 8 slices × 2 groups (320 B) on their way. The large tile (2 × 4) keeps 32 sums a thread: 128 registers or
 // fewer, 2 blocks. linear_staged.cuh is for rows and outputs enough to fill the GPU with blocks of 128 × 64.
+//
+// check.py records and checks: registers, then blocks an SM, on sm_80, sm_86, sm_89 and sm_90a; bytes of dynamic
+// shared memory a block; threads.
+//   linear_four_1x1       39  39  39  40    6  6  6  6     512  256
+//   linear_four_2x4      116 106 106 114    2  2  2  2    4096  256
+//   linear_eight_1x1      39  39  39  39    6  6  6  6     512  256
+//   linear_eight_2x4     128 115 115 127    2  2  2  2    4096  256
+//   linear_four_staged   157 150 150 152    1  1  1  1   24576  256
+//   linear_eight_staged  154 148 148 149    1  1  1  1   31744  256
 #include "linear_staged.cuh"
 
 struct Activations {
@@ -220,22 +229,23 @@ struct QuantisedSource {
     }
 };
 
-#define STAGED_QUANTISED(name, bits)                                                                                          \
-    KERNEL((256, 1), name, const uint8_t* codes, const uint8_t* scales, uint32_t groups, uint32_t tiles,            \
-           const int8_t* q, const float* scale, const float* sum, float* out, uint32_t rows, uint32_t outputs,      \
-           uint32_t stride, uint32_t first, uint32_t add) {                                                         \
-        const QuantisedSource<bits> source = {codes, scales, groups, tiles, {q, scale, sum}};                       \
-        multiply_staged(source, groups, {out, rows, outputs, stride, first, add});                                  \
+#define STAGED_QUANTISED(name, bits)                                                                           \
+    KERNEL((256, 1), name, const uint8_t* codes, const uint8_t* scales, uint32_t groups, uint32_t tiles,       \
+           const int8_t* q, const float* scale, const float* sum, float* out, uint32_t rows, uint32_t outputs, \
+           uint32_t stride, uint32_t first, uint32_t add) {                                                    \
+        const QuantisedSource<bits> source = {codes, scales, groups, tiles, {q, scale, sum}};                  \
+        multiply_staged(source, groups, {out, rows, outputs, stride, first, add});                             \
     }
 
 STAGED_QUANTISED(linear_four_staged, 4)
 STAGED_QUANTISED(linear_eight_staged, 8)
 
-#define QUANTISED(name, bounds, bits, mt, nt)                                                                       \
-    KERNEL(bounds, name, const void* codes, const void* scales, uint32_t groups, uint32_t tiles, const int8_t* q,   \
-           const float* scale, const float* sum, float* out, uint32_t rows, uint32_t outputs, uint32_t stride,      \
-           uint32_t first, uint32_t add) {                                                                          \
-        multiply<bits, mt, nt>(codes, scales, groups, tiles, {q, scale, sum}, {out, rows, outputs, stride, first, add}); \
+#define QUANTISED(name, bounds, bits, mt, nt)                                                                     \
+    KERNEL(bounds, name, const void* codes, const void* scales, uint32_t groups, uint32_t tiles, const int8_t* q, \
+           const float* scale, const float* sum, float* out, uint32_t rows, uint32_t outputs, uint32_t stride,    \
+           uint32_t first, uint32_t add) {                                                                        \
+        const LinearOut to = {out, rows, outputs, stride, first, add};                                            \
+        multiply<bits, mt, nt>(codes, scales, groups, tiles, {q, scale, sum}, to);                                \
     }
 
 QUANTISED(linear_four_1x1, (256, 4), 4, 1, 1)
