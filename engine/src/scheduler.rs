@@ -29,6 +29,8 @@
 //! Nobody is preempted for one that ranks lower (that one stalls until the next step) or that waits. The first in order
 //! can always take every block there is, so if each request fits the pool alone, each step makes progress.
 
+mod ahead;
+
 use std::collections::{BTreeMap, HashSet};
 
 use crate::fair_share::{FairShare, GENERATED_TOKEN_PRICE};
@@ -115,6 +117,8 @@ pub struct Totals {
     pub copies: u64,
     /// Blocks read back.
     pub restores: u64,
+    /// Steps planned while the one before them ran.
+    pub planned_ahead: u64,
 }
 
 /// The queues, the blocks, and the plan of the current step.
@@ -132,6 +136,14 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     shares: FairShare,
     plan: StepPlan,
+    /// What of the step after it is planned already, but for entries and drafts: those grants are the sequences'.
+    next: StepPlan,
+    /// Whether there is such a plan.
+    ahead: bool,
+    /// Whether one is being made: nobody loses blocks that are being computed.
+    planning_ahead: bool,
+    /// Somebody would have been preempted; the next plan is made when the step is over.
+    short: bool,
     /// What can be read back.
     spilled: HashSet<Digest>,
     /// Tokens of the budget not granted yet.
@@ -153,6 +165,10 @@ impl Scheduler {
             running: Vec::new(),
             shares: FairShare::default(),
             plan: StepPlan::default(),
+            next: StepPlan::default(),
+            ahead: false,
+            planning_ahead: false,
+            short: false,
             spilled: HashSet::new(),
             left: 0,
             restores_left: 0,
@@ -269,6 +285,15 @@ impl Scheduler {
     /// Plans the next step: nothing is computed before [`Scheduler::settle`] says so, nor restored before
     /// [`Scheduler::settle_restores`] does.
     pub fn schedule(&mut self, budget: StepBudget) -> &StepPlan {
+        debug_assert!(!self.ahead, "the plan made ahead comes first");
+        self.short = false;
+        self.grant_all(budget);
+        self.finish_plan();
+        &self.plan
+    }
+
+    /// Grants everything but drafts.
+    fn grant_all(&mut self, budget: StepBudget) {
         self.left = self.limits.max_batch_tokens;
         self.restores_left = budget.restores;
         self.plan.admitted.clear();
@@ -291,10 +316,12 @@ impl Scheduler {
         }
         self.grant_prefill();
         self.left += kept_back;
+    }
+
+    fn finish_plan(&mut self) {
         self.grant_drafts();
         self.write_plan();
         self.plan.spills.extend(self.pool.take_evicted());
-        &self.plan
     }
 
     pub fn plan(&self) -> &StepPlan {
@@ -329,6 +356,9 @@ impl Scheduler {
         debug_assert!(sequence.draft.starts_with(&new[..new.len().saturating_sub(1)]));
         sequence.tokens.extend_from_slice(new);
         sequence.draft.clear();
+        if !self.ahead {
+            (sequence.granted, sequence.granted_drafts) = (0, 0);
+        }
         sequence.commit(count - drafts + new.len().saturating_sub(1), &mut self.pool);
         sequence.trim_blocks(&mut self.pool);
         sequence.pass_blocks(self.window, &mut self.pool);
@@ -518,7 +548,8 @@ impl Scheduler {
     fn grant_prefill(&mut self) {
         for index in 0..self.running.len() {
             let sequence = &mut self.running[index];
-            if sequence.granted > 0 || sequence.pending() == 1 {
+            // What is being computed stays what continues from it.
+            if sequence.granted > 0 || sequence.pending() == 1 || sequence.assumed > 0 {
                 continue;
             }
             // Another sequence may have computed the same prefix since the last look.
@@ -602,6 +633,11 @@ impl Scheduler {
                 self.running[index].stalled = true;
                 return 0;
             }
+            if self.planning_ahead {
+                self.short = true;
+                self.running[index].stalled = true;
+                return 0;
+            }
             self.preempt_last();
         }
     }
@@ -646,12 +682,17 @@ impl Scheduler {
             return Err(format!("{} sequences run, the limit is {}", self.running.len(), self.limits.max_running));
         }
         for sequence in &self.running {
-            let Sequence { key, computed, table, tokens, .. } = sequence;
+            let Sequence { key, computed, table, tokens, granted, .. } = sequence;
             if *computed > tokens.len() {
                 return Err(format!("{key:?}: {computed} tokens computed of {}", tokens.len()));
             }
-            if table.len() != blocks_for(*computed, size) {
-                return Err(format!("{key:?}: {} blocks for {computed} tokens", table.len()));
+            let (ahead, restores) = match self.ahead {
+                true => (*granted, self.next.restores.iter().filter(|restore| restore.key == *key).count()),
+                false => (0, 0),
+            };
+            if table.len() != blocks_for(*computed + ahead, size) + restores {
+                let (blocks, planned) = (table.len(), ahead + restores * size);
+                return Err(format!("{key:?}: {blocks} blocks for {computed} tokens and {planned} to come"));
             }
             if table.passed() != passed_blocks(*computed, self.window, size) {
                 return Err(format!("{key:?}: {} blocks given back of {computed} tokens", table.passed()));
@@ -721,22 +762,22 @@ impl Scheduler {
 mod tests {
     use super::*;
 
-    fn key(priority: i32, arrival: u64) -> SequenceKey {
+    pub(super) fn key(priority: i32, arrival: u64) -> SequenceKey {
         SequenceKey { priority, arrival }
     }
 
     /// A prompt of `len` tokens that shares nothing with other arrivals.
-    fn add(scheduler: &mut Scheduler, key: SequenceKey, len: usize) {
+    pub(super) fn add(scheduler: &mut Scheduler, key: SequenceKey, len: usize) {
         let prompt = (0..len as u32).map(|i| i + 1000 * (key.arrival as u32 + 1)).collect();
         scheduler.add(Sequence::new(key, prompt, 100, false, None));
     }
 
-    fn scheduler(max_batch_tokens: usize, max_running: usize, num_blocks: usize) -> Scheduler {
+    pub(super) fn scheduler(max_batch_tokens: usize, max_running: usize, num_blocks: usize) -> Scheduler {
         Scheduler::new(Limits { max_batch_tokens, max_running }, num_blocks, 2, true)
     }
 
     /// Plans and computes a step, gives every sequence that is due a token, and returns the rows by arrival.
-    fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
+    pub(super) fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
         scheduler.schedule(StepBudget::UNLIMITED);
         scheduler.check_plan().unwrap();
         let entries = scheduler.plan().entries.clone();

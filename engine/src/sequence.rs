@@ -7,6 +7,9 @@ use crate::kv::{BlockPool, BlockTable, Digest, Salt, blocks_for};
 /// On whose behalf a sequence runs; all that name nobody are one.
 pub type Tenant = Option<Arc<str>>;
 
+/// In place of a token that is not known yet; no vocabulary has it.
+const ASSUMED: u32 = u32::MAX;
+
 /// Order among sequences, smallest first: by priority, then by arrival. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceKey {
@@ -27,7 +30,11 @@ pub struct Sequence {
     /// Tokens that may come next, to be checked in the coming step.
     pub(crate) draft: Vec<u32>,
     pub(crate) prompt_len: usize,
+    /// Tokens it ends with at the latest.
+    len_max: usize,
     pub(crate) computed: usize,
+    /// How many of them are being computed, while the step after is planned.
+    pub(crate) assumed: usize,
     pub(crate) table: BlockTable,
     /// What the whole blocks of the tokens are found by: all of the prompt's and of the computed ones. Tokens only grow
     /// and are hashed once, however often somebody looks. Empty where nothing is ever found.
@@ -66,9 +73,11 @@ impl Sequence {
             salt,
             tenant: None,
             prompt_len: prompt.len(),
+            len_max: prompt.len().saturating_add(max_tokens),
             tokens: prompt,
             draft: Vec::new(),
             computed: 0,
+            assumed: 0,
             table: BlockTable::default(),
             digests: Vec::new(),
             samples: max_tokens > 0,
@@ -232,9 +241,26 @@ impl Sequence {
         }
     }
 
-    /// Gives back blocks beyond the computed tokens: those of drafts that were not what came.
+    /// Until [`Sequence::forget_assumed`]: the `count` tokens being computed are, and the next one, if one is to come and more
+    /// after it, is there.
+    pub(crate) fn assume(&mut self, count: usize) {
+        self.computed += count;
+        self.assumed = count;
+        if self.pending() == 0 && self.tokens.len() + 1 < self.len_max {
+            self.tokens.push(ASSUMED);
+        }
+    }
+
+    pub(crate) fn forget_assumed(&mut self) {
+        if self.tokens.last() == Some(&ASSUMED) {
+            self.tokens.pop();
+        }
+        self.computed -= std::mem::take(&mut self.assumed);
+    }
+
+    /// Gives back blocks beyond the computed tokens and those granted: those of drafts that were not what came.
     pub(crate) fn trim_blocks(&mut self, pool: &mut BlockPool) {
-        while self.table.len() > blocks_for(self.computed, pool.block_size()) {
+        while self.table.len() > blocks_for(self.computed + self.granted, pool.block_size()) {
             if let Some(block) = self.table.pop() {
                 pool.release(block);
             }

@@ -416,8 +416,27 @@ impl EngineCore {
         work
     }
 
+    /// The plan made while the last step ran, or one made now.
     fn schedule(&mut self) {
-        let now = self.clock.now_us();
+        if !self.scheduler.take_ahead() {
+            let budget = self.step_budget();
+            self.scheduler.schedule(budget);
+            let admitted = &self.scheduler.plan().admitted;
+            admit(&mut self.generations, admitted, self.clock.now_us());
+        }
+        debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
+    }
+
+    /// The step after this one, while the runner computes: its tokens are put in place when they are there.
+    fn plan_ahead(&mut self) {
+        self.receive();
+        let budget = self.step_budget();
+        if let Some(admitted) = self.scheduler.schedule_ahead(budget) {
+            admit(&mut self.generations, admitted, self.clock.now_us());
+        }
+    }
+
+    fn step_budget(&mut self) -> StepBudget {
         let streams = self.streams();
         let running = self.scheduler.running();
         let depth = running.iter().filter(|s| s.pending() > 1).map(Sequence::computed).max().unwrap_or(0);
@@ -433,12 +452,7 @@ impl EngineCore {
         for (digest, there) in self.spill_changes.drain(..) {
             self.scheduler.set_spilled(digest, there);
         }
-        for key in &self.scheduler.schedule(StepBudget { prefill_rows, restores }).admitted {
-            if let Some(generation) = self.generations.get_mut(key) {
-                generation.admit(now);
-            }
-        }
-        debug_assert_eq!(self.scheduler.check_plan(), Ok(()));
+        StepBudget { prefill_rows, restores }
     }
 
     /// Tells the batch which sequences run with adapters.
@@ -517,7 +531,14 @@ impl EngineCore {
             let deciding = alone.and_then(|generation| generation.deciding(self.vocab_size));
             self.deciding.extend(std::iter::repeat_n(deciding, rows[1] - rows[0]));
         }
-        let computed = self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding);
+        let mut computed = self.logits.start(&mut *self.runner, &self.batch.input, &self.deciding).map(|aside| {
+            if aside {
+                self.plan_ahead();
+            }
+        });
+        if computed.is_ok() {
+            computed = self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding);
+        }
         // An idle engine keeps no adapter alive.
         self.batch.input.adapters.clear();
         computed
@@ -720,6 +741,14 @@ impl Drop for EngineCore {
     fn drop(&mut self) {
         // Finds nothing left to end if `run` has ended it.
         self.end_streams(Health::Stopped, FailureKind::ShuttingDown, "the server is shutting down");
+    }
+}
+
+fn admit(generations: &mut HashMap<SequenceKey, Generation>, admitted: &[SequenceKey], now: u64) {
+    for key in admitted {
+        if let Some(generation) = generations.get_mut(key) {
+            generation.admit(now);
+        }
     }
 }
 

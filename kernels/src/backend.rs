@@ -32,7 +32,10 @@ impl StepInput<'_> {
     /// If a slot that is written, or a block that may be read, is not in such a cache.
     pub(crate) fn check(&self, heads: AttentionShape, cache: CacheShape) {
         let slots = cache.blocks * cache.block_size;
-        assert!(self.slot_mapping.iter().all(|&slot| (slot as usize) < slots || slot == StepInput::NOWHERE), "a slot beyond the cache");
+        assert!(
+            self.slot_mapping.iter().all(|&slot| (slot as usize) < slots || slot == StepInput::NOWHERE),
+            "a slot beyond the cache"
+        );
         for sequence in 0..self.context_lens.len() {
             let rows = self.query_starts[sequence] as usize..self.query_starts[sequence + 1] as usize;
             let table = self.block_table_starts[sequence] as usize..self.block_table_starts[sequence + 1] as usize;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rill_engine::kv::BlockId;
 use rill_engine::{Runner, RunnerError, TokenText};
-use rill_models::ForwardInput;
+use rill_models::{ForwardInput, Ranking};
 
 /// Token 0 ends a text; both 0 and 1 are control tokens.
 pub const EOS: u32 = 0;
@@ -129,11 +129,28 @@ pub struct FakeRunner {
     /// Entries before its own that a token sees.
     window: Option<usize>,
     faults: Arc<Faults>,
+    /// Whether it pretends to compute while the engine does something else.
+    aside: bool,
+    started: Option<Started>,
+    starts: u64,
+}
+
+/// A step under way.
+struct Started {
+    input: ForwardInput,
+    /// Every other step is computed when it is asked for, the others when they are started: a device may do either.
+    computed: Option<Result<Vec<f32>, RunnerError>>,
 }
 
 impl FakeRunner {
     pub fn new(num_blocks: usize, block_size: usize, faults: Arc<Faults>) -> FakeRunner {
-        FakeRunner { block_size, kv: vec![u64::MAX; num_blocks * block_size], window: None, faults }
+        let kv = vec![u64::MAX; num_blocks * block_size];
+        FakeRunner { block_size, kv, window: None, faults, aside: false, started: None, starts: 0 }
+    }
+
+    /// The same, computing while the engine does something else.
+    pub fn aside(self, aside: bool) -> FakeRunner {
+        FakeRunner { aside, ..self }
     }
 
     pub fn with_window(self, window: Option<usize>) -> FakeRunner {
@@ -151,6 +168,7 @@ impl Runner for FakeRunner {
     }
 
     fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), RunnerError> {
+        assert!(self.started.is_none(), "a step is under way");
         for &(from, to) in pairs {
             let from = from as usize * self.block_size;
             self.kv.copy_within(from..from + self.block_size, to as usize * self.block_size);
@@ -163,6 +181,7 @@ impl Runner for FakeRunner {
     }
 
     fn read_block(&mut self, block: BlockId, out: &mut Vec<u8>) -> Result<(), RunnerError> {
+        assert!(self.started.is_none(), "a step is under way");
         out.clear();
         let entries = &self.kv[block as usize * self.block_size..][..self.block_size];
         out.extend(entries.iter().flat_map(|entry| entry.to_le_bytes()));
@@ -170,6 +189,7 @@ impl Runner for FakeRunner {
     }
 
     fn write_block(&mut self, block: BlockId, bytes: &[u8]) -> Result<(), RunnerError> {
+        assert!(self.started.is_none(), "a step is under way");
         let entries = &mut self.kv[block as usize * self.block_size..][..self.block_size];
         for (entry, bytes) in entries.iter_mut().zip(bytes.chunks_exact(8)) {
             *entry = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
@@ -177,7 +197,39 @@ impl Runner for FakeRunner {
         Ok(())
     }
 
+    fn start(&mut self, input: &ForwardInput, ranking: Option<&Ranking>) -> Result<bool, RunnerError> {
+        assert!(self.started.is_none() && ranking.is_none(), "one step at a time, of whole rows");
+        if self.aside {
+            self.starts += 1;
+            let computed = self.starts.is_multiple_of(2).then(|| {
+                let mut logits = Vec::new();
+                self.compute(input, &mut logits).map(|()| logits)
+            });
+            // A step may fail before it is waited for.
+            if let Some(Err(error)) = &computed
+                && self.starts.is_multiple_of(4)
+            {
+                return Err(error.clone());
+            }
+            self.started = Some(Started { input: input.clone(), computed });
+        }
+        Ok(self.aside)
+    }
+
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
+        let Some(started) = self.started.take() else { return self.compute(input, logits) };
+        let same = |of: fn(&ForwardInput) -> &Vec<u32>| of(&started.input) == of(input);
+        assert!(same(|i| &i.token_ids) && same(|i| &i.slot_mapping) && same(|i| &i.logit_rows), "another step");
+        match started.computed {
+            Some(computed) => *logits = computed?,
+            None => self.compute(input, logits)?,
+        }
+        Ok(())
+    }
+}
+
+impl FakeRunner {
+    fn compute(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError> {
         self.faults.now_us.fetch_add(1000 + 50 * input.rows() as u64, Ordering::Relaxed);
         assert!(!Faults::due(&self.faults.panic_in), "an injected panic");
         if Faults::due(&self.faults.die_in) {

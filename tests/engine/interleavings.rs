@@ -52,7 +52,7 @@ fn request() -> GenerateRequest {
 }
 
 impl World {
-    fn new() -> World {
+    fn new(aside: bool) -> World {
         let config = EngineConfig {
             block_size: 2,
             num_blocks: 6,
@@ -63,7 +63,7 @@ impl World {
             ..EngineConfig::default()
         };
         let faults = Arc::new(Faults::default());
-        let runner = FakeRunner::new(config.num_blocks, config.block_size, Arc::clone(&faults));
+        let runner = FakeRunner::new(config.num_blocks, config.block_size, Arc::clone(&faults)).aside(aside);
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config, Clock::monotonic()).expect("valid");
         World { handle, core: Some(core), faults, streams: Vec::new(), closed: false }
@@ -142,8 +142,8 @@ impl World {
 
 pub fn check() {
     let orders = (ACTIONS.len() as u64).pow(DEPTH);
-    for order in 0..orders {
-        let mut world = World::new();
+    for (order, aside) in (0..orders).flat_map(|order| [(order, false), (order, true)]) {
+        let mut world = World::new(aside);
         let actions: Vec<Action> = (0..DEPTH)
             .map(|i| ACTIONS[(order / (ACTIONS.len() as u64).pow(i)) as usize % ACTIONS.len()])
             .collect();
@@ -152,7 +152,7 @@ pub fn check() {
             world.end();
         }));
         if let Err(panic) = result {
-            eprintln!("\nin this order: {actions:?}\n");
+            eprintln!("\nin this order: {actions:?}, computing aside: {aside}\n");
             std::panic::resume_unwind(panic);
         }
     }

@@ -5,7 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 pub const STEPS: u64 = 200;
 
 /// What a run may do without.
-pub const FEATURES: [&str; 7] = ["tier", "draft-model", "drafts", "choices", "cancels", "faults", "window"];
+pub const FEATURES: [&str; 8] =
+    ["aside", "tier", "draft-model", "drafts", "choices", "cancels", "faults", "window"];
 
 /// One run.
 #[derive(Debug, Clone, PartialEq, Eq)]

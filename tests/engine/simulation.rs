@@ -50,6 +50,7 @@ struct Seen {
     blocks_restored: u64,
     blocks_lost: u64,
     blocks_passed: u64,
+    planned_ahead: u64,
     runs_ended_by_death: u64,
 }
 
@@ -106,7 +107,8 @@ impl Simulation {
         let now_us = Arc::new(AtomicU64::new(0));
         let faults = Arc::new(Faults { now_us: Arc::clone(&now_us), ..Faults::default() });
         let window = random.one_in(3).then(|| random.between(1, 24)).filter(|_| case.has("window"));
-        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).with_window(window);
+        let aside = random.one_in(2) && case.has("aside");
+        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).with_window(window).aside(aside);
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
@@ -307,6 +309,7 @@ impl Simulation {
         }
         assert!(self.live.is_empty());
         assert!(self.handle.wait_drained(std::time::Duration::ZERO));
+        self.seen.planned_ahead += self.core.scheduler().totals().planned_ahead;
         let stats = self.handle.stats();
         assert_eq!((stats.blocks_held(), stats.waiting_tokens()), (0, 0));
         assert_eq!(stats.blocks_free() + stats.blocks_cached(), self.config.num_blocks);
@@ -433,6 +436,7 @@ fn add(total: &mut Seen, seen: &Seen) {
     total.blocks_restored += seen.blocks_restored;
     total.blocks_lost += seen.blocks_lost;
     total.blocks_passed += seen.blocks_passed;
+    total.planned_ahead += seen.planned_ahead;
     total.runs_ended_by_death += seen.runs_ended_by_death;
 }
 
@@ -484,6 +488,7 @@ fn main() {
             total.blocks_restored,
             total.blocks_lost,
             total.blocks_passed,
+            total.planned_ahead,
             total.runs_ended_by_death,
         ];
         assert!(happened.iter().all(|&count| count > 100), "something hardly ever happened: {total:?}");

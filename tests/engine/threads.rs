@@ -29,15 +29,15 @@ fn config() -> EngineConfig {
     }
 }
 
-fn start_with(text: Arc<dyn TokenText>) -> (EngineHandle, Arc<Faults>) {
+fn start_with(text: Arc<dyn TokenText>, aside: bool) -> (EngineHandle, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     let config = config();
-    let runner = FakeRunner::new(config.num_blocks, config.block_size, Arc::clone(&faults));
+    let runner = FakeRunner::new(config.num_blocks, config.block_size, Arc::clone(&faults)).aside(aside);
     (Engine::start(Box::new(runner), text, config).expect("a valid config"), faults)
 }
 
 fn start() -> (EngineHandle, Arc<Faults>) {
-    start_with(Arc::new(FakeText))
+    start_with(Arc::new(FakeText), false)
 }
 
 /// A request that is accepted and takes its time.
@@ -84,7 +84,11 @@ fn submit_when_there_is_room(handle: &EngineHandle, request: rill_engine::Genera
 
 #[test]
 fn many_submitters_get_what_they_would_get_alone() {
-    let (handle, _) = start();
+    [false, true].into_iter().for_each(check_many_submitters);
+}
+
+fn check_many_submitters(aside: bool) {
+    let (handle, _) = start_with(Arc::new(FakeText), aside);
     let submitters: Vec<_> = (0..8)
         .map(|seed| {
             let handle = handle.clone();
@@ -244,7 +248,7 @@ impl TokenText for PoisonedText {
 #[test]
 fn a_defect_in_one_sequence_fails_that_sequence_alone() {
     const POISON: u32 = 30;
-    let (handle, _) = start_with(Arc::new(PoisonedText(POISON)));
+    let (handle, _) = start_with(Arc::new(PoisonedText(POISON)), false);
     let mut random = Random::new(9);
     let mut requests: Vec<_> = (0..12).map(|_| long_request(&mut random)).collect();
     // Long enough for some to meet it, and not for all.
