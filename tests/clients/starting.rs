@@ -92,6 +92,33 @@ fn sampling_that_is_not_supported_is_refused_by_name() {
     assert!(message.contains("forced_bos_token_id") && message.contains("--generation-config vllm"), "{message}");
 }
 
+/// A GPU that is not there is one line and exit code 1, what is no device is the command line's 2, and `auto` falls back and
+/// says to what.
+#[test]
+fn a_device_that_is_not_there_is_said_in_one_line() {
+    let dir = tiny(None);
+    let model = dir.path().display().to_string();
+    let run = |device: &str| {
+        let output = rill(&["serve", "--port", "0", "--device", device, "--model", &model], dir.path());
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // No machine has so many.
+    let (code, text) = run("cuda:99");
+    assert_eq!(code, Some(1), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("rill: ") && last.contains("CUDA"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.contains("CUDA")).count(), 1, "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for nonsense in ["gpu", "cuda:x", "cuda:"] {
+        let (code, text) = run(nonsense);
+        assert_eq!(code, Some(2), "{nonsense}: {text}");
+        assert!(text.contains("--device"), "{text}");
+    }
+    // Where a GPU works, it is taken, and said as well.
+    let server = ServerProcess::start(Path::new(RILL), &["--device", "auto", "--model", &model]);
+    assert!(["CPU", "compute capability"].iter().any(|words| server.banner.contains(words)), "{}", server.banner);
+}
+
 #[test]
 fn caches_are_listed_and_emptied() {
     let caches = tempfile::tempdir().expect("a temporary directory");
