@@ -208,12 +208,19 @@ pub struct Ranking {
 
 /// What is done to a row of logits after the projection: plus `bias`, times `scale`, then `cap · tanh(value / cap)` where there
 /// is a cap.
-#[derive(Clone, Copy)]
 pub struct LogitFinish<'a, V> {
     pub bias: Option<&'a V>,
     pub scale: f32,
     pub softcap: Option<f32>,
 }
+
+impl<V> Clone for LogitFinish<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for LogitFinish<'_, V> {}
 
 impl<V> Default for LogitFinish<'_, V> {
     /// Nothing.
