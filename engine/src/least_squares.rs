@@ -80,9 +80,8 @@ fn solve_positive_definite<const N: usize>(mut a: [[f64; N]; N], mut b: [f64; N]
     for pivot in 0..N {
         for row in pivot + 1..N {
             let factor = a[row][pivot] / a[pivot][pivot];
-            for column in pivot..N {
-                a[row][column] -= factor * a[pivot][column];
-            }
+            let above = a[pivot];
+            a[row].iter_mut().zip(above).for_each(|(value, above)| *value -= factor * above);
             b[row] -= factor * b[pivot];
         }
     }
