@@ -127,7 +127,7 @@ pub struct FakeRunner {
     /// One entry a slot.
     kv: Vec<u64>,
     /// Entries before its own that a token sees.
-    window: Option<usize>,
+    pub window: Option<usize>,
     faults: Arc<Faults>,
     /// Whether it pretends to compute while the engine does something else.
     aside: bool,
@@ -151,10 +151,6 @@ impl FakeRunner {
     /// The same, computing while the engine does something else.
     pub fn aside(self, aside: bool) -> FakeRunner {
         FakeRunner { aside, ..self }
-    }
-
-    pub fn with_window(self, window: Option<usize>) -> FakeRunner {
-        FakeRunner { window, ..self }
     }
 }
 

@@ -108,7 +108,8 @@ impl Simulation {
         let faults = Arc::new(Faults { now_us: Arc::clone(&now_us), ..Faults::default() });
         let window = random.one_in(3).then(|| random.between(1, 24)).filter(|_| case.has("window"));
         let aside = random.one_in(2) && case.has("aside");
-        let runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).with_window(window).aside(aside);
+        let mut runner = FakeRunner::new(num_blocks, block_size, Arc::clone(&faults)).aside(aside);
+        runner.window = window;
         let clock = Clock::manual(Arc::clone(&now_us));
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
