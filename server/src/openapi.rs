@@ -232,9 +232,11 @@ impl Operation {
         self
     }
 
-    /// With `stream` the answer is server-sent events.
-    fn streams(self) -> Self {
-        self.writes("text/event-stream")
+    /// With `stream` the answer is server-sent events. They have no schema: OpenAPI 3.1 describes a body as a whole, and who
+    /// checks event by event takes a schema there for an event's.
+    fn streams(mut self) -> Self {
+        self.content.insert("text/event-stream".to_owned(), json!({}));
+        self
     }
 
     fn fails(mut self, error: Value) -> Self {

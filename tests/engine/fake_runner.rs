@@ -106,6 +106,8 @@ impl Context {
 pub struct Faults {
     /// So many passes from now one fails; 0 is never.
     pub fail_batch_in: AtomicU32,
+    /// So many passes from now one returns what is no number.
+    pub spoil_in: AtomicU32,
     pub die_in: AtomicU32,
     pub panic_in: AtomicU32,
     /// A clock that each pass moves, by what is read once and by what each row costs.
@@ -266,6 +268,9 @@ impl FakeRunner {
             }
         }
         assert_eq!(wanted.next(), None, "logit rows ascend and exist");
+        if Faults::due(&self.faults.spoil_in) {
+            logits.fill(f32::NAN);
+        }
         Ok(())
     }
 }

@@ -114,7 +114,12 @@ impl Simulation {
         let (core, handle) =
             EngineCore::new(Box::new(runner), Arc::new(FakeText), config.clone(), clock).expect("a valid config");
         let tier = random.one_in(2).then(|| FakeTier::new(Random::new(random.next())));
-        let draft = random.one_in(3).then(|| FakeRunner::new(num_blocks, block_size, Arc::new(Faults::default())));
+        let draft_faults = Faults::default();
+        if random.one_in(3) {
+            let fault = if random.one_in(2) { &draft_faults.fail_batch_in } else { &draft_faults.spoil_in };
+            fault.store(random.between(1, 100) as u32, Relaxed);
+        }
+        let draft = random.one_in(3).then(|| FakeRunner::new(num_blocks, block_size, Arc::new(draft_faults)));
         let core = core.with(Extras {
             tier: tier.filter(|_| case.has("tier")).map(|tier| Box::new(tier) as Box<dyn SpillTier>),
             draft: draft.filter(|_| case.has("draft-model")).map(|draft| Box::new(draft) as Box<dyn Runner>),
@@ -248,7 +253,9 @@ impl Simulation {
     fn check_windows(&mut self) {
         let size = self.config.block_size;
         for sequence in self.core.scheduler().running() {
-            let (passed, held) = (sequence.table().passed(), sequence.table().held().len());
+            // Blocks for what is planned ahead come after these.
+            let passed = sequence.table().passed();
+            let held = sequence.computed().div_ceil(size) - passed;
             match self.core.scheduler().window() {
                 Some(window) => assert!(held <= window.div_ceil(size) + 1, "{held} blocks for {window} tokens"),
                 None => assert_eq!(passed, 0),
