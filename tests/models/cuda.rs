@@ -156,8 +156,7 @@ impl Tiny {
 
     /// All at once: tokens of each, and prompt tokens that came from the cache.
     fn all_at_once(&self, engine: &EngineHandle) -> (Vec<Vec<u32>>, u32) {
-        let streams: Vec<_> =
-            self.requests.iter().map(|request| engine.submit(request.clone()).expect("taken")).collect();
+        let streams = engine.submit_all(self.requests.clone()).expect("taken");
         let found: Vec<(Vec<u32>, u32)> = streams.into_iter().map(finish).collect();
         (found.iter().map(|f| f.0.clone()).collect(), found.iter().map(|f| f.1).sum())
     }
@@ -172,7 +171,8 @@ impl Tiny {
         assert_eq!(self.all_at_once(&engine).0, expected, "in company");
         stop(&engine);
 
-        let small = EngineConfig { num_blocks: 10, max_batch_tokens: 16, max_running: 8, ..roomy() };
+        // Four prompts are computed in the first step, in 6 blocks, and need 12 before the first of them has ended.
+        let small = EngineConfig { num_blocks: 10, max_batch_tokens: 64, max_running: 8, ..roomy() };
         let engine = self.start(backend(2), small);
         assert_eq!(self.all_at_once(&engine).0, expected, "in a small pool");
         assert!(engine.stats().preemptions.get() > 0, "nothing was preempted");
