@@ -17,8 +17,8 @@ pub(crate) struct Work {
 }
 
 /// A stream's gap may grow by this while a prompt is computed beside it. The promise is 2; the rest is for what the
-/// prediction misses.
-const GAP_FACTOR_MAX: f64 = 1.5;
+/// prediction misses (docs/performance.md).
+const GAP_FACTOR_MAX: f64 = 1.3;
 /// Rows of prompts beside streams in the first step that has any: what they take is not known yet, or was of another prompt.
 const FIRST_ROWS: usize = 8;
 /// Of so many steps in a row with streams, one at least has no prompts: what streams take alone must stay known.
