@@ -83,8 +83,8 @@ impl Pace {
         if self.steps_with_prompts.is_none_or(|steps| steps >= STEPS_WITH_PROMPTS_MAX) {
             return 0;
         }
-        let allowed = patience / self.prompt_row_cost(depth).max(f64::MIN_POSITIVE);
-        let allowed = if allowed.is_finite() { allowed as usize } else { 0 };
+        // Rows that seem to cost nothing are as many as there may be: the cast saturates.
+        let allowed = (patience / self.prompt_row_cost(depth)) as usize;
         allowed.min((2 * self.last_prompt_rows).max(FIRST_ROWS)).max(1)
     }
 

@@ -55,8 +55,7 @@ pub trait Runner: Send {
 
     /// As [`Runner::forward`], but gives the largest of each row alone.
     fn forward_best(&mut self, _input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, RunnerError> {
-        let count = ranking.count;
-        Err(RunnerError::Fatal(format!("{count} logits of a row cannot be ranked")))
+        Err(RunnerError::Fatal(format!("{} logits of a row cannot be ranked", ranking.count)))
     }
 
     /// A whole row of those [`Runner::forward_best`] ranked last.

@@ -25,22 +25,24 @@ pub(crate) struct StepLogits {
     /// Rows whose best do not decide.
     fetched: HashMap<usize, Vec<f32>>,
     ranking: Ranking,
+    /// The best of the rows come in place of the rows.
+    ranked: bool,
 }
 
 impl StepLogits {
-    /// Starts a step, if the runner computes while others do something; [`StepLogits::compute`] with the same arguments then
-    /// waits for it.
+    /// Starts a step, if the runner computes while others do something; in any case [`StepLogits::compute`], with the same
+    /// arguments, is next. `deciding` has an entry for each row of logits; `None`: all of it decides.
     pub(crate) fn start(
         &mut self,
         runner: &mut dyn Runner,
         input: &ForwardInput,
         deciding: &[Option<Deciding>],
     ) -> Result<bool, RunnerError> {
-        let ranked = self.rank(runner.best_logits_max(), deciding);
-        runner.start(input, ranked.then_some(&self.ranking))
+        self.ranked = self.rank(runner.best_logits_max(), deciding);
+        runner.start(input, self.ranked.then_some(&self.ranking))
     }
 
-    /// Runs a step. `deciding` has an entry for each row of logits; `None`: all of it decides.
+    /// Runs the step, or waits for it.
     pub(crate) fn compute(
         &mut self,
         runner: &mut dyn Runner,
@@ -50,15 +52,14 @@ impl StepLogits {
         self.width = runner.vocab_size();
         self.best.clear();
         self.fetched.clear();
-        let most = runner.best_logits_max();
-        if !self.rank(most, deciding) {
+        if !self.ranked {
             runner.forward(input, &mut self.whole)?;
             return check(self.whole.len(), deciding.len() * self.width, "logits");
         }
         self.best = runner.forward_best(input, &self.ranking)?;
         check(self.best.len(), deciding.len(), "ranked rows of logits")?;
         for (row, (deciding, best)) in deciding.iter().zip(&self.best).enumerate() {
-            if deciding.is_some_and(|deciding| deciding.count <= most && deciding.by(best)) {
+            if deciding.is_some_and(|deciding| deciding.count <= self.ranking.count && deciding.by(best)) {
                 continue;
             }
             let logits = runner.ranked_row(row)?;
@@ -169,6 +170,7 @@ mod tests {
                 ForwardInput { logit_rows: (0..deciding.len() as u32).collect(), ..ForwardInput::default() };
             let deciding: Vec<Option<Deciding>> =
                 deciding.iter().map(|count| count.map(|count| Deciding { count, nucleus: None })).collect();
+            assert!(!step.start(runner, &input, &deciding).expect("started"), "it computes when it is asked");
             step.compute(runner, &input, &deciding).expect("computed");
             (0..deciding.len())
                 .map(|row| match step.row(row) {

@@ -531,14 +531,12 @@ impl EngineCore {
             let deciding = alone.and_then(|generation| generation.deciding(self.vocab_size));
             self.deciding.extend(std::iter::repeat_n(deciding, rows[1] - rows[0]));
         }
-        let mut computed = self.logits.start(&mut *self.runner, &self.batch.input, &self.deciding).map(|aside| {
-            if aside {
-                self.plan_ahead();
-            }
-        });
-        if computed.is_ok() {
-            computed = self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding);
+        let started = self.logits.start(&mut *self.runner, &self.batch.input, &self.deciding);
+        if let Ok(true) = started {
+            self.plan_ahead();
         }
+        let computed =
+            started.and_then(|_| self.logits.compute(&mut *self.runner, &self.batch.input, &self.deciding));
         // An idle engine keeps no adapter alive.
         self.batch.input.adapters.clear();
         computed

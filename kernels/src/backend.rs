@@ -309,8 +309,14 @@ pub trait Backend: Send {
     fn add_low_rank(&mut self, _x: &Self::Rows, _updates: &[LowRankUpdate<'_>], _out: &mut Self::Matrix) {
         panic!("this backend takes no low-rank updates");
     }
-    /// `out` = x · layerᵀ in host memory, rows one after another.
-    fn logits(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Vec<f32>);
+    /// `out` = x · layerᵀ, finished, in host memory, rows one after another.
+    fn logits(
+        &mut self,
+        layer: &Self::Linear,
+        x: &Self::Rows,
+        finish: LogitFinish<'_, Self::Vector>,
+        out: &mut Vec<f32>,
+    );
 
     /// Rows to which a step of `rows`, one for each sequence, is filled up so that steps resemble each other. The rows beyond
     /// come after all sequences' and have [`StepInput::NOWHERE`] for a slot.
@@ -416,8 +422,6 @@ pub trait Backend: Send {
     fn clear(&mut self, x: &mut Self::Matrix, rows: usize, width: usize);
     /// Row `rows[i]` of `out` += `scales[i]` · row `i` of x; no two of `rows` are the same.
     fn scatter_add(&mut self, x: &Self::Matrix, rows: &[u32], scales: &[f32], out: &mut Self::Matrix);
-    /// Host values × `scale`, then `cap · tanh(value / cap)` where there is a cap.
-    fn scale_logits(&mut self, logits: &mut [f32], scale: f32, cap: Option<f32>);
 
     /// Copies rows `range` to host memory, for tests and embeddings.
     fn read(&self, x: &Self::Matrix, range: Range<usize>) -> Vec<f32>;

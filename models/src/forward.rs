@@ -121,8 +121,7 @@ pub trait Model: Send {
 
     /// As [`Model::forward`], but only the largest of each row of logits come to host memory: the same values.
     fn forward_best(&mut self, _input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, ModelError> {
-        let count = ranking.count;
-        Err(ModelError::Unsupported(format!("{count} logits of a row cannot be ranked where it runs")))
+        Err(ModelError::Unsupported(format!("{} logits of a row cannot be ranked where it runs", ranking.count)))
     }
 
     /// A whole row of the logits that [`Model::forward_best`] ranked last, for whom the largest are not enough.

@@ -5,6 +5,7 @@ mod block;
 mod decoder;
 mod dense;
 mod feed_forward;
+mod head;
 mod hidden;
 mod latent;
 mod loader;

@@ -3,6 +3,7 @@
 use rill_models::Pooling;
 
 use crate::config::ConfigError;
+use crate::reasoning::ReasoningFormat;
 
 /// What embeddings are made of, where it is not left to the model's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -37,6 +38,20 @@ pub enum ReasoningParser {
     Seed,
     #[value(alias = "cohere_command3")]
     Cohere,
+}
+
+impl ReasoningParser {
+    /// `None`: there are no thoughts.
+    pub fn format(self) -> Option<ReasoningFormat> {
+        match self {
+            ReasoningParser::None => None,
+            ReasoningParser::Think => Some(ReasoningFormat::Think),
+            ReasoningParser::Mistral => Some(ReasoningFormat::Mistral),
+            ReasoningParser::Thought => Some(ReasoningFormat::Thought),
+            ReasoningParser::Seed => Some(ReasoningFormat::Seed),
+            ReasoningParser::Cohere => Some(ReasoningFormat::Cohere),
+        }
+    }
 }
 
 /// `--device`: auto, cpu, cuda or cuda:N.

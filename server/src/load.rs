@@ -18,7 +18,6 @@ use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::config::{ConfigError, KvCacheBytes, ServeConfig};
 use crate::draft_model;
 use crate::fetch_progress::TerminalProgress;
-use crate::flag_values::ReasoningParser;
 use crate::grammars::Grammars;
 use crate::memory_plan;
 use crate::prompt::PromptEncoder;
@@ -143,12 +142,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
                 .map_or(ToolFormat::Json, |template| ToolFormat::of_template(template.of_request(true).source()))
         }),
         reasoning: match config.reasoning_parser {
-            Some(ReasoningParser::None) => None,
-            Some(ReasoningParser::Think) => Some(ReasoningFormat::Think),
-            Some(ReasoningParser::Mistral) => Some(ReasoningFormat::Mistral),
-            Some(ReasoningParser::Thought) => Some(ReasoningFormat::Thought),
-            Some(ReasoningParser::Seed) => Some(ReasoningFormat::Seed),
-            Some(ReasoningParser::Cohere) => Some(ReasoningFormat::Cohere),
+            Some(parser) => parser.format(),
             None => template.as_ref().and_then(|template| ReasoningFormat::of_template(template.source())),
         },
         grammars: Arc::new(Grammars::new(tokenizer.clone(), shape.vocab_size, model_config.eos_token_ids.clone())),

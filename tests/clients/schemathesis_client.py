@@ -23,6 +23,7 @@ EXAMPLES_MAX = 10
 with tempfile.TemporaryDirectory() as folder:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{BASE}/openapi.json", "--checks", ",".join(CHECKS)]
     command += ["--phases", ",".join(PHASES), "--max-examples", str(EXAMPLES_MAX), "--generation-deterministic"]
-    command += ["--workers", "2", "--request-timeout", "60", "--no-color"]
+    # One worker: two share what they drew without a lock, which is reported as a schema that cannot make up its mind.
+    command += ["--workers", "1", "--request-timeout", "60", "--no-color"]
     command += ["--continue-on-failure", "--warnings", "off"]
     sys.exit(subprocess.run(command, cwd=folder, timeout=240, check=False).returncode)

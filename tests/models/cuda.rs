@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use rill_cuda_shim::{Failing, Shim};
 use rill_engine::{
-    Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, Health, ModelRunner, SamplingParams,
-    StopParams, SubmitError,
+    Engine, EngineConfig, EngineHandle, Event, EventStream, GenerateRequest, Health, ModelRunner, StopParams,
+    SubmitError,
 };
 use rill_kernels::cuda::{CudaBackend, Driver};
 use rill_models::{
@@ -50,39 +50,6 @@ fn no_adapters_are_taken() {
     assert!(loaded.model.adapter_sites().is_none());
 }
 
-fn request(prompt: &[u32], max_tokens: u32) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_vec(),
-        sampling: SamplingParams {
-            temperature: 0.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed: 0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
-        },
-        stop: StopParams {
-            max_tokens,
-            min_tokens: 0,
-            eos_token_ids: Vec::new(),
-            stop_token_ids: Vec::new(),
-            stop_strings: Vec::new(),
-            include_stop_str: false,
-            skip_special_tokens: true,
-        },
-        logprobs: None,
-        prompt_logprobs: None,
-        priority: 0,
-        cache_salt: None,
-        tenant: None,
-        grammar: None,
-        adapter: None,
-    }
-}
-
 fn start(loaded: LoadedModel, config: EngineConfig) -> EngineHandle {
     let runner = ModelRunner::new(loaded.model, &config).expect("the KV cache fits");
     Engine::start(Box::new(runner), loaded.tokenizer, config).expect("the engine starts")
@@ -111,7 +78,10 @@ fn stop(engine: &EngineHandle) {
 fn the_default_model_generates_the_cpu_backends_tokens() {
     let reference = Reference::read();
     let text = &reference.tokens;
-    let requests = || [request(&text[..13], 8), request(&text[100..105], 10), request(&text[40..41], 8)];
+    let requests = || {
+        [(&text[..13], 8), (&text[100..105], 10), (&text[40..41], 8)]
+            .map(|(prompt, most)| GenerateRequest::greedy(prompt.to_vec(), most))
+    };
     let config = EngineConfig { num_blocks: 64, prefix_caching: false, ..EngineConfig::default() };
     let on_cpu = start(default_model::load(), config.clone());
     let expected = requests().map(|request| finish(on_cpu.submit(request).expect("taken")).0);
@@ -145,7 +115,8 @@ impl Tiny {
         let prompt = |start: usize, len: usize| -> Vec<u32> {
             (start..start + len).map(|i| model.tokens[i % model.tokens.len()]).collect()
         };
-        let requests = (0..6).map(|i| request(&prompt(i * 3, 5 + 7 * i), 24 + 4 * i as u32)).collect();
+        let requests =
+            (0..6).map(|i| GenerateRequest::greedy(prompt(i * 3, 5 + 7 * i), 24 + 4 * i as u32)).collect();
         Tiny { files, requests, _dir: dir }
     }
 
@@ -282,7 +253,8 @@ fn buckets_change_no_bit_and_bound_the_graphs() {
     let engine = tiny.start(CudaBackend::new(shim.clone(), 2).with_graphs(), config);
     let streams: Vec<_> = (0..9)
         .map(|i| {
-            let request = request(&tiny.requests[i % 6].prompt[..3 + i % 3], 8 + 5 * i as u32);
+            let request =
+                GenerateRequest::greedy(tiny.requests[i % 6].prompt[..3 + i % 3].to_vec(), 8 + 5 * i as u32);
             engine.submit(request).expect("taken")
         })
         .collect();

@@ -2,7 +2,6 @@
 //! are its own whatever adapters run beside it; cached prefixes are an adapter's own.
 
 use rill_engine::{Engine, EngineConfig, EngineHandle, Event, GenerateRequest, LoadedAdapter, ModelRunner};
-use rill_engine::{SamplingParams, StopParams};
 use rill_models::{Adapter, AdapterSites, ForwardInput, LoadedModel, NoProgress, SourceOptions};
 use rill_tests::default_model;
 use rill_tests::reference::Reference;
@@ -265,36 +264,10 @@ fn default_adapter_of_rank(sites: &AdapterSites, seed: u64, rank: Option<usize>)
 }
 
 fn request(prompt: &[u32], seed: u64, adapter: Option<&Arc<LoadedAdapter>>) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_vec(),
-        sampling: SamplingParams {
-            temperature: if seed == 0 { 0.0 } else { 0.9 },
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
-        },
-        stop: StopParams {
-            max_tokens: 60,
-            min_tokens: 0,
-            eos_token_ids: Vec::new(),
-            stop_token_ids: Vec::new(),
-            stop_strings: Vec::new(),
-            include_stop_str: false,
-            skip_special_tokens: true,
-        },
-        logprobs: Some(2),
-        prompt_logprobs: None,
-        priority: 0,
-        cache_salt: None,
-        grammar: None,
-        adapter: adapter.cloned(),
-        tenant: None,
-    }
+    let mut request = GenerateRequest::greedy(prompt.to_vec(), 60);
+    request.sampling.temperature = if seed == 0 { 0.0 } else { 0.9 };
+    request.sampling.seed = seed;
+    GenerateRequest { logprobs: Some(2), adapter: adapter.cloned(), ..request }
 }
 
 /// Tokens and the bits of their log-probabilities, and how many prompt tokens were cached.

@@ -4,8 +4,7 @@
 
 use rill_engine::kv::BlockId;
 use rill_engine::{
-    Clock, EngineConfig, EngineCore, Event, GenerateRequest, ModelRunner, Runner, RunnerError, SamplingParams,
-    Step, StopParams, TokenText,
+    Clock, EngineConfig, EngineCore, Event, GenerateRequest, ModelRunner, Runner, RunnerError, Step, TokenText,
 };
 use rill_models::{ForwardInput, SourceOptions};
 use rill_tests::{default_model, tiny_models};
@@ -57,36 +56,11 @@ impl Runner for Secretive {
 }
 
 fn request(seed: u64) -> GenerateRequest {
-    GenerateRequest {
-        prompt: (0..PROMPT as u64).map(|i| ((i * i * 7 + i * (13 + seed) + 5) % 64) as u32).collect(),
-        sampling: SamplingParams {
-            temperature: 1.0,
-            top_p: 1.0,
-            top_k: 0,
-            min_p: 0.0,
-            seed,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
-        },
-        stop: StopParams {
-            max_tokens: GENERATED,
-            min_tokens: 0,
-            eos_token_ids: Vec::new(),
-            stop_token_ids: Vec::new(),
-            stop_strings: Vec::new(),
-            include_stop_str: false,
-            skip_special_tokens: true,
-        },
-        logprobs: Some(3),
-        prompt_logprobs: None,
-        priority: 0,
-        cache_salt: None,
-        tenant: None,
-        grammar: None,
-        adapter: None,
-    }
+    let prompt = (0..PROMPT as u64).map(|i| ((i * i * 7 + i * (13 + seed) + 5) % 64) as u32).collect();
+    let mut request = GenerateRequest::greedy(prompt, GENERATED);
+    request.sampling.temperature = 1.0;
+    request.sampling.seed = seed;
+    GenerateRequest { logprobs: Some(3), ..request }
 }
 
 /// What three requests, two of one prompt, come to: tokens and bits of log-probabilities; and the most blocks they hold at a

@@ -14,7 +14,7 @@ pub use rows::{Form, Rows};
 pub use simd::Isa;
 
 use crate::backend::{
-    Activation, AttentionShape, Backend, CacheShape, ColumnRuns, KvDtype, Rope, RowDtype, StepInput,
+    Activation, AttentionShape, Backend, CacheShape, ColumnRuns, KvDtype, LogitFinish, Rope, RowDtype, StepInput,
 };
 use crate::low_rank::LowRankUpdate;
 use crate::memory::{Buffer, Shared};
@@ -149,6 +149,33 @@ impl CpuBackend {
 }
 
 impl CpuBackend {
+    /// See [`LogitFinish`].
+    pub fn finish_logits(&mut self, logits: &mut [f32], finish: LogitFinish<'_, Buffer<f32>>) {
+        const CHUNK: usize = 1 << 14;
+        let LogitFinish { bias, scale, softcap } = finish;
+        if let Some(bias) = bias {
+            for row in logits.chunks_exact_mut(bias.len()) {
+                row.iter_mut().zip(bias.iter()).for_each(|(x, b)| *x += b);
+            }
+        }
+        if scale == 1.0 && softcap.is_none() {
+            return;
+        }
+        let (len, isa) = (logits.len(), self.isa);
+        let data = Shared::new(logits);
+        self.pool.run(len.div_ceil(CHUNK), &|chunk| {
+            let first = chunk * CHUNK;
+            // SAFETY: chunks are disjoint parts of the slice; the ISA is available.
+            unsafe {
+                let part = std::slice::from_raw_parts_mut(data.at(first), CHUNK.min(len - first));
+                match softcap {
+                    Some(cap) => activation::soft_cap(isa, part, scale, cap),
+                    None => part.iter_mut().for_each(|x| *x *= scale),
+                }
+            }
+        });
+    }
+
     /// Applies `activation` to the first `width` values of each row, times those after them where there are any.
     fn apply(&mut self, activation: Activation, x: &Matrix, width: usize, (out, form): (&mut Rows, Form)) {
         let out = out.reset(x.rows, width, form);
@@ -338,11 +365,12 @@ impl Backend for CpuBackend {
         low_rank::add(self.isa, &mut self.pool, x, updates, out, &mut self.low_rank);
     }
 
-    fn logits(&mut self, layer: &Linear, x: &Rows, out: &mut Vec<f32>) {
+    fn logits(&mut self, layer: &Linear, x: &Rows, finish: LogitFinish<'_, Buffer<f32>>, out: &mut Vec<f32>) {
         let width = layer.rows();
         // Every value is written below; only growth needs filling.
         out.resize(x.rows * width, 0.0);
         linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (out, width, Store::Set));
+        self.finish_logits(out, finish);
     }
 
     fn attention(
@@ -475,23 +503,6 @@ impl Backend for CpuBackend {
             let x = &x.data[source * x.width..][..x.width];
             out.iter_mut().zip(x).for_each(|(out, x)| *out += scale * x);
         }
-    }
-
-    fn scale_logits(&mut self, logits: &mut [f32], scale: f32, cap: Option<f32>) {
-        const CHUNK: usize = 1 << 14;
-        let (len, isa) = (logits.len(), self.isa);
-        let data = Shared::new(logits);
-        self.pool.run(len.div_ceil(CHUNK), &|chunk| {
-            let first = chunk * CHUNK;
-            // SAFETY: chunks are disjoint parts of the slice; the ISA is available.
-            unsafe {
-                let part = std::slice::from_raw_parts_mut(data.at(first), CHUNK.min(len - first));
-                match cap {
-                    Some(cap) => activation::soft_cap(isa, part, scale, cap),
-                    None => part.iter_mut().for_each(|x| *x *= scale),
-                }
-            }
-        });
     }
 
     fn read(&self, x: &Matrix, range: Range<usize>) -> Vec<f32> {

@@ -223,8 +223,8 @@ impl Backend for CudaBackend {
         self.multiply(layer, x, out, true);
     }
 
-    fn logits(&mut self, layer: &Linear, x: &Rows, out: &mut Vec<f32>) {
-        self.start_logits(layer, x, LogitFinish::default(), None);
+    fn logits(&mut self, layer: &Linear, x: &Rows, finish: LogitFinish<'_, Vector>, out: &mut Vec<f32>) {
+        self.start_logits(layer, x, finish, None);
         self.wait_logits(out);
     }
 
@@ -389,13 +389,6 @@ impl Backend for CudaBackend {
         ];
         // SAFETY: rows are among those of `out`, each once.
         unsafe { self.device.launch(launch("scatter_add", x.rows, 256), &args) };
-    }
-
-    fn scale_logits(&mut self, logits: &mut [f32], scale: f32, cap: Option<f32>) {
-        match cap {
-            Some(cap) => logits.iter_mut().for_each(|x| *x = cap * (*x * scale / cap).tanh()),
-            None => logits.iter_mut().for_each(|x| *x *= scale),
-        }
     }
 
     fn read(&self, x: &Matrix, range: Range<usize>) -> Vec<f32> {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use proptest::test_runner::Config;
-use rill_kernels::{Backend, CpuBackend, Dtype, Form, Isa, Linear, Matrix, RowDtype, Rows, Stored};
+use rill_kernels::{Backend, CpuBackend, Dtype, Form, Isa, Linear, LogitFinish, Matrix, RowDtype, Rows, Stored};
 
 /// All forms of rows at once.
 pub const ALL: Form = Form::Q8.and(Form::SHIFTED).and(Form::F32).and(Form::BF16);
@@ -168,7 +168,7 @@ pub fn rows(backend: &mut CpuBackend, values: &[f32], width: usize) -> Rows {
 /// All of `layer` · `x`.
 pub fn product(backend: &mut CpuBackend, layer: &Linear, x: &Rows) -> Vec<f32> {
     let mut out = Vec::new();
-    backend.logits(layer, x, &mut out);
+    backend.logits(layer, x, LogitFinish::default(), &mut out);
     out
 }
 

@@ -5,7 +5,8 @@ use crate::inputs::{
     stored_bytes,
 };
 use rill_kernels::{
-    Activation, Backend, ColumnRuns, CpuBackend, DTYPES, Dtype, Form, Linear, Matrix, Rows, Stored, reference,
+    Activation, Backend, ColumnRuns, CpuBackend, DTYPES, Dtype, Form, Linear, LogitFinish, Matrix, Rows, Stored,
+    reference,
 };
 
 const Q8: Form = Form::Q8.and(Form::SHIFTED);
@@ -428,13 +429,13 @@ fn logits_are_scaled_and_capped() {
     let x: Vec<f32> = (0..40_003).map(|_| numbers.normal() * 60.0).chain([0.0, 1e30, -1e30]).collect();
     for backend in &mut backends() {
         let mut given = x.clone();
-        backend.scale_logits(&mut given, 0.5, Some(30.0));
+        backend.finish_logits(&mut given, LogitFinish { bias: None, scale: 0.5, softcap: Some(30.0) });
         for (&y, &x) in given.iter().zip(&x) {
             let expected = 30.0 * (f64::from(x) * 0.5 / 30.0).tanh();
             assert!((f64::from(y) - expected).abs() < 2e-5, "{x}: {y}, not {expected}, {}", describe(backend));
         }
         let mut given = x.clone();
-        backend.scale_logits(&mut given, 0.5, None);
+        backend.finish_logits(&mut given, LogitFinish { bias: None, scale: 0.5, softcap: None });
         assert!(given.iter().zip(&x).all(|(y, x)| *y == x * 0.5));
     }
 }

@@ -3,6 +3,7 @@
 use super::attention::{Attention, AttentionKind, kinds};
 use super::block::Join;
 use super::dense::Dense;
+use super::head::Head;
 use super::hidden::HostNorm;
 use super::loader::{LayerLoader, Loader};
 use super::norm::{Norm, NormKind};
@@ -10,9 +11,7 @@ use super::updates::StepUpdates;
 use crate::adapter::{AdapterSites, LayerSites};
 use crate::weights::Weights;
 use crate::{ForwardInput, Model, ModelConfig, ModelError, ModelShape};
-use rill_kernels::{
-    Backend, BestLogits, CacheShape, DeviceError, Form, LogitFinish, LowRankUpdate, Ranking, StepInput,
-};
+use rill_kernels::{Backend, BestLogits, CacheShape, DeviceError, Form, LowRankUpdate, Ranking, StepInput};
 use std::ops::Range;
 
 /// One layer of an architecture.
@@ -130,13 +129,7 @@ pub(crate) struct Decoder<B: Backend, L> {
     norm: Norm<B>,
     /// The same, for hidden states.
     host_norm: HostNorm,
-    /// `None`: the embedding table is the output projection too.
-    head: Option<Dense<B>>,
-    head_bias: Vec<f32>,
-    /// The same, where a device has memory of its own.
-    device_head_bias: Option<B::Vector>,
-    logit_scale: f32,
-    logit_softcap: Option<f32>,
+    head: Head<B>,
     caches: Vec<B::KvCache>,
     /// `None` where the backend takes no updates.
     adapter_sites: Option<AdapterSites>,
@@ -216,16 +209,7 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             }
             false => None,
         };
-        let tied = config.tie_embeddings.unwrap_or(!weights.has("output.weight"));
-        let head = if tied {
-            None
-        } else {
-            let output = weights.matrix("output.weight", vocab, hidden)?;
-            Some(Dense::new(all.backend, &[output], None)?)
-        };
-        let head_bias = all.vector_if_there("output.bias", vocab)?.unwrap_or_default();
-        let aside = all.backend.runs_aside() && !head_bias.is_empty();
-        let device_head_bias = aside.then(|| all.backend.load_vector(&head_bias));
+        let head = Head::load(&mut all, (vocab, hidden))?;
         let host_norm = HostNorm::load(&all, "output_norm", norm, hidden)?;
         let norm = all.norm("output_norm", norm, hidden)?;
         let cache_bytes = |layer: &mut L| backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
@@ -252,10 +236,6 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
             norm,
             host_norm,
             head,
-            head_bias,
-            device_head_bias,
-            logit_scale: config.logit_scale.unwrap_or(1.0),
-            logit_softcap: config.final_logit_softcap,
             caches: Vec::new(),
             adapter_sites,
             buffers: Buffers {
@@ -342,16 +322,13 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
             return self.backend.check().map_err(runtime);
         }
         self.run(input)?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        head.logits(&mut self.backend, &self.buffers.rows, logits, &self.head_bias);
-        if self.logit_scale != 1.0 || self.logit_softcap.is_some() {
-            self.backend.scale_logits(logits, self.logit_scale, self.logit_softcap);
-        }
+        let layer = self.head.layer(&self.embedding);
+        layer.logits(&mut self.backend, &self.buffers.rows, self.head.finish(), logits);
         self.backend.check().map_err(runtime)
     }
 
     fn best_logits_max(&self) -> usize {
-        self.head.as_ref().unwrap_or(&self.embedding).best_logits_max(&self.backend)
+        self.head.layer(&self.embedding).best_logits_max(&self.backend)
     }
 
     fn forward_best(&mut self, input: &ForwardInput, ranking: &Ranking) -> Result<Vec<BestLogits>, ModelError> {
@@ -388,13 +365,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
     /// Has a device compute the rows of `input` and their logits.
     fn launch(&mut self, input: &ForwardInput, ranking: Option<&Ranking>) -> Result<(), ModelError> {
         self.run(input)?;
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let finish = LogitFinish {
-            bias: self.device_head_bias.as_ref(),
-            scale: self.logit_scale,
-            softcap: self.logit_softcap,
-        };
-        head.start_logits(&mut self.backend, &self.buffers.rows, finish, ranking);
+        let layer = self.head.layer(&self.embedding);
+        layer.start_logits(&mut self.backend, &self.buffers.rows, self.head.finish(), ranking);
         self.backend.check().map_err(runtime)
     }
 
@@ -442,8 +414,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
                 updates: &updates,
             });
         }
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        self.norm.read(backend, residual, Some(&input.logit_rows), (rows, head.form(backend)));
+        let form = self.head.layer(&self.embedding).form(backend);
+        self.norm.read(backend, residual, Some(&input.logit_rows), (rows, form));
         Ok(())
     }
 }

@@ -75,14 +75,15 @@ impl<B: Backend> Dense<B> {
         }
     }
 
-    /// The output plus `bias`, where there is one, in host memory, rows one after another.
-    pub(crate) fn logits(&self, backend: &mut B, x: &B::Rows, out: &mut Vec<f32>, bias: &[f32]) {
-        backend.logits(&self.weights, x, out);
-        if !bias.is_empty() {
-            for row in out.chunks_exact_mut(bias.len()) {
-                row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-            }
-        }
+    /// The output, finished, in host memory, rows one after another.
+    pub(crate) fn logits(
+        &self,
+        backend: &mut B,
+        x: &B::Rows,
+        finish: LogitFinish<'_, B::Vector>,
+        out: &mut Vec<f32>,
+    ) {
+        backend.logits(&self.weights, x, finish, out);
     }
 
     /// How many of a row's logits can be ranked on the device.

@@ -39,18 +39,10 @@ impl Merges for InText<'_> {
 impl SpmModel {
     pub fn from_gguf(metadata: &Metadata, vocab: &Vocab, unknown: Option<u32>) -> Result<SpmModel, ModelError> {
         let scores = match metadata.get("tokenizer.ggml.scores").and_then(|v| v.as_ints()) {
-            Some(scores) => scores.into_iter().map(|score| score as f32).collect(),
-            None => metadata
-                .floats("tokenizer.ggml.scores")?
-                .ok_or_else(|| metadata.error("metadata key tokenizer.ggml.scores is missing"))?,
+            Some(scores) => Some(scores.into_iter().map(|score| score as f32).collect()),
+            None => metadata.floats("tokenizer.ggml.scores")?,
         };
-        if scores.len() != vocab.len() {
-            return Err(metadata.error(format!(
-                "tokenizer.ggml.scores has {} entries, tokenizer.ggml.tokens has {}",
-                scores.len(),
-                vocab.len()
-            )));
-        }
+        let scores = vocab.scored(metadata, scores)?;
         let mut order: Vec<u32> = (0..vocab.len() as u32).collect();
         order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
         let mut ranks = vec![0; vocab.len()];

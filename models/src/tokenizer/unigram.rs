@@ -39,16 +39,7 @@ impl UnigramModel {
         vocab: &Vocab,
         unknown: Option<u32>,
     ) -> Result<UnigramModel, ModelError> {
-        let scores = metadata
-            .floats("tokenizer.ggml.scores")?
-            .ok_or_else(|| metadata.error("metadata key tokenizer.ggml.scores is missing"))?;
-        if scores.len() != vocab.len() {
-            return Err(metadata.error(format!(
-                "tokenizer.ggml.scores has {} entries, tokenizer.ggml.tokens has {}",
-                scores.len(),
-                vocab.len()
-            )));
-        }
+        let scores = vocab.scored(metadata, metadata.floats("tokenizer.ggml.scores")?)?;
         let unknown =
             unknown.ok_or_else(|| metadata.error("metadata key tokenizer.ggml.unknown_token_id is missing"))?;
         let normal = scores.iter().zip(&vocab.kinds).filter(|(_, kind)| **kind == TokenKind::Normal);

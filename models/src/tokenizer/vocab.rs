@@ -70,6 +70,19 @@ impl Vocab {
             .filter(|&id| matches!(self.kind(id), TokenKind::Normal | TokenKind::UserDefined | TokenKind::Unused))
     }
 
+    /// `scores` as `tokenizer.ggml.scores` must be: there, and one a token.
+    pub fn scored(&self, metadata: &Metadata, scores: Option<Vec<f32>>) -> Result<Vec<f32>, ModelError> {
+        let scores = scores.ok_or_else(|| metadata.error("metadata key tokenizer.ggml.scores is missing"))?;
+        if scores.len() != self.len() {
+            return Err(metadata.error(format!(
+                "tokenizer.ggml.scores has {} entries, tokenizer.ggml.tokens has {}",
+                scores.len(),
+                self.len()
+            )));
+        }
+        Ok(scores)
+    }
+
     /// The token of a single byte, spelled `<0x0A>`.
     pub fn byte_id(&self, byte: u8) -> Option<u32> {
         self.id(&format!("<0x{byte:02X}>"))

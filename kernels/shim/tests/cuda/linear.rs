@@ -4,7 +4,7 @@ use crate::inputs::{self, BOTH, Numbers, backend, cases, difference, matrix, row
 use half::bf16;
 use proptest::prelude::*;
 use rill_kernels::cuda::{CudaBackend, Linear, Matrix};
-use rill_kernels::{Backend, DTYPES, Dtype, Stored, reference};
+use rill_kernels::{Backend, DTYPES, Dtype, LogitFinish, Stored, reference};
 
 /// Parts of one layer and rows of activations.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct Case {
 fn product(backend: &mut CudaBackend, layer: &Linear, x: &[f32], cols: usize) -> Vec<f32> {
     let x = rows(backend, x, cols, BOTH);
     let mut out = Vec::new();
-    backend.logits(layer, &x, &mut out);
+    backend.logits(layer, &x, LogitFinish::default(), &mut out);
     out
 }
 

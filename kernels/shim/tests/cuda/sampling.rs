@@ -64,7 +64,7 @@ pub fn check(vocab: usize, count: usize, tokens: usize, spoilt: bool, seed: u64)
     let factors: Vec<f32> = (0..tokens).map(|_| FACTORS[numbers.below(4)]).collect();
     let x = rows(&mut backend, &factors, 1, Form::F32);
     let mut plain = Vec::new();
-    backend.logits(&layer, &x, &mut plain);
+    backend.logits(&layer, &x, LogitFinish::default(), &mut plain);
     let scale = if numbers.below(2) == 0 { 1.0 } else { 0.37 };
     let softcap = (numbers.below(2) == 0).then_some(4.0);
     let bias: Option<Vec<f32>> = (numbers.below(2) == 0).then(|| (0..vocab).map(|_| numbers.normal()).collect());
