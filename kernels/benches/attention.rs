@@ -3,7 +3,7 @@
 //!
 //! `cargo bench -p rill-kernels --bench attention`. Decode is bound by reading the cache: GB/s of keys and values,
 //! against the machine's read bandwidth (or its cache's, while a layer's context fits). Prefill is bound by
-//! `vdpbf16ps`: elements are multiply-accumulates, 2 · heads · head_dim for every (query, visible token).
+//! products of bf16 (`vdpbf16ps`, or twice as many of f32): elements are multiply-accumulates, 2 · heads · head_dim for every (query, visible token).
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rill_kernels::{

@@ -118,6 +118,7 @@ fn the_instructions_are_this_processors_or_refused() {
     assert_eq!(config("--runner candle").unwrap().runner, Runner::Candle);
     assert_eq!(config("--isa portable").unwrap().isa, Some(Isa::Portable));
     for (name, isa) in [
+        ("avx512-bf16", Isa::Avx512Bf16),
         ("avx512", Isa::Avx512),
         ("avx-vnni", Isa::AvxVnni),
         ("avx2", Isa::Avx2),

@@ -20,10 +20,11 @@
 //! bias   [block][group][16 rows]       i32   −128 · Σ (q + shift)
 //! ```
 //!
-//! The bf16 form, rounded to nearest even, lies the same way; what its last group lacks in columns is zero:
+//! The bf16 form, rounded to nearest even, lies the same way; what its last group lacks in columns is zero. Where products
+//! take f32, it is kept as f32 of the same values:
 //!
 //! ```text
-//! brain  [block][group][16 rows][32]   bf16
+//! brain  [block][group][16 rows][32]   bf16 or f32: `Simd::Rounded`
 //! ```
 
 use super::simd::{LANES, Simd};
@@ -84,7 +85,7 @@ pub struct Rows {
     pub(crate) bias: Buffer<i32>,
     pub(crate) shifted: Shifted,
     pub(crate) values: Buffer<f32>,
-    pub(crate) brain: Buffer<u16>,
+    pub(crate) brain: Buffer<f32>,
 }
 
 /// The shifted form.
@@ -220,7 +221,7 @@ pub(crate) struct RowsOut {
     bias: Shared<i32>,
     shifted: ShiftedOut,
     values: Shared<f32>,
-    brain: Shared<u16>,
+    brain: Shared<f32>,
 }
 
 #[derive(Clone, Copy)]
@@ -312,17 +313,18 @@ impl RowsOut {
         // Where a column is, in values.
         let at = |col: usize| ((block * groups + col / GROUP) * BLOCK_ROWS + lane) * GROUP + col % GROUP;
         let whole = if first.is_multiple_of(LANES) { x.len() / LANES } else { 0 };
-        // SAFETY: by the contract of `put`, every place written is ours and inside the buffer.
+        let out: *mut S::Rounded = self.brain.at(0).cast();
+        // SAFETY: by the contract of `put`, every place written is ours and inside the buffer, which has room for f32.
         unsafe {
             for i in 0..whole {
-                S::store_bf16(self.brain.at(at(first + i * LANES)), S::load(x.as_ptr().add(i * LANES)));
+                S::store_rounded(out.add(at(first + i * LANES)), S::load(x.as_ptr().add(i * LANES)));
             }
             for (i, &x) in x.iter().enumerate().skip(whole * LANES) {
-                *self.brain.at(at(first + i)) = bf16::from_f32(x).to_bits();
+                *out.add(at(first + i)) = S::rounded(bf16::from_f32(x).to_bits());
             }
             if first + x.len() == self.cols {
                 for col in self.cols..groups * GROUP {
-                    *self.brain.at(at(col)) = 0;
+                    *out.add(at(col)) = S::Rounded::default();
                 }
             }
         }

@@ -6,7 +6,7 @@ use super::super::activation::cap_lanes;
 use super::super::rows::RowsOut;
 use super::super::simd::{Isa, LANES, Simd, dispatch};
 use super::brain::Brain;
-use super::cached::{Cached, PARTS, Span};
+use super::cached::{Cached, Gathered, PARTS, Span, Tile};
 use super::int8::Int8;
 use super::plan::{Item, PARTITION, Piece, Plan, ROWS_MAX, SPAN};
 use super::state::{Memory, State};
@@ -95,13 +95,14 @@ impl Context<'_> {
 unsafe fn update<S: Simd, C: Cached, const R: usize, const P: usize>(
     job: &Attend<'_, C>,
     span: &Span,
-    queries: &Queries,
+    (queries, gathered): (&Queries, *const f32),
     (state, first): (State, usize),
 ) {
     // SAFETY: `S` is available; the span and the queries are inside the cache and the step; the state holds `first + R`
     // rows.
     unsafe {
-        let mut scores = job.cache.scores::<S, R, P>(span, std::array::from_fn(|r| queries.of_row[first + r]));
+        let tile = Tile { of_row: &queries.of_row, gathered, first };
+        let mut scores = job.cache.scores::<S, R, P>(span, tile);
         let mut max = [0.0_f32; R];
         for r in 0..R {
             let seen = &queries.seen[first + r];
@@ -147,7 +148,7 @@ unsafe fn update<S: Simd, C: Cached, const R: usize, const P: usize>(
 unsafe fn go_through<S: Simd, C: Cached>(
     job: &Attend<'_, C>,
     context: &Context<'_>,
-    (queries, head): (&Queries, usize),
+    (queries, gathered, head): (&Queries, *const f32, usize),
     partition: usize,
     state: State,
 ) {
@@ -166,16 +167,14 @@ unsafe fn go_through<S: Simd, C: Cached>(
             let mut row = first;
             while row < queries.rows {
                 let left = queries.rows - row;
-                row += if S::TILE_QUERIES >= 6 && left >= 6 {
-                    some_parts::<S, C, 6>(job, &span, queries, (state, row))
-                } else if S::TILE_QUERIES >= 4 && left >= 4 {
-                    some_parts::<S, C, 4>(job, &span, queries, (state, row))
-                } else if S::TILE_QUERIES >= 3 && left >= 3 {
-                    some_parts::<S, C, 3>(job, &span, queries, (state, row))
-                } else if left >= 2 {
-                    some_parts::<S, C, 2>(job, &span, queries, (state, row))
-                } else {
-                    some_parts::<S, C, 1>(job, &span, queries, (state, row))
+                let (most, queries, at) = (left.min(C::tile_rows::<S>()), (queries, gathered), (state, row));
+                row += match most {
+                    12.. => some_parts::<S, C, 12>(job, &span, queries, at),
+                    6.. => some_parts::<S, C, 6>(job, &span, queries, at),
+                    4.. => some_parts::<S, C, 4>(job, &span, queries, at),
+                    3.. => some_parts::<S, C, 3>(job, &span, queries, at),
+                    2 => some_parts::<S, C, 2>(job, &span, queries, at),
+                    _ => some_parts::<S, C, 1>(job, &span, queries, at),
                 };
             }
         }
@@ -187,12 +186,12 @@ unsafe fn go_through<S: Simd, C: Cached>(
 unsafe fn some_parts<S: Simd, C: Cached, const R: usize>(
     job: &Attend<'_, C>,
     span: &Span,
-    queries: &Queries,
+    queries: (&Queries, *const f32),
     (state, first): (State, usize),
 ) -> usize {
     // SAFETY: forwarded.
     unsafe {
-        if queries.seen[first + R - 1].end - span.start > SPAN / 2 {
+        if queries.0.seen[first + R - 1].end - span.start > SPAN / 2 {
             update::<S, C, R, PARTS>(job, span, queries, (state, first));
         } else {
             update::<S, C, R, { PARTS / 2 }>(job, span, queries, (state, first));
@@ -228,18 +227,21 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
     let context = Context { table, block_size: job.cache.geometry().block_size, len: item.context.end };
     let (mut memory, mut merged) = (Memory::new(), Memory::new());
     let (state, merged) = (memory.state(), merged.state());
+    let mut gathered = Gathered::new();
     for head in piece.heads.clone() {
         let queries = Queries::new(job, item, head);
         // SAFETY: `S` is available; both memories and every place in `states` have room for the item's rows; a
         // partition's state is written by its piece alone, and read after the counter said that all are.
         unsafe {
+            job.cache.gather::<S>(&queries.of_row[..rows], &mut gathered);
+            let queries = (&queries, gathered.as_mut_ptr().cast_const(), head);
             let Some(part) = &piece.part else {
                 let alone = partitions.len() == 1;
                 if !alone {
                     merged.clear::<S>(rows, dim);
                 }
                 for partition in partitions.clone() {
-                    go_through::<S, C>(job, &context, (&queries, head), partition, state);
+                    go_through::<S, C>(job, &context, queries, partition, state);
                     if !alone {
                         merged.merge::<S>(state, rows, dim);
                     }
@@ -250,7 +252,7 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
             let at = |partition: usize| {
                 State::at(job.states.at(part.states + (partition - partitions.start) * State::len(rows, dim)))
             };
-            go_through::<S, C>(job, &context, (&queries, head), part.partition, at(part.partition));
+            go_through::<S, C>(job, &context, queries, part.partition, at(part.partition));
             if job.plan.pending[part.counter].0.fetch_sub(1, Ordering::AcqRel) == 1 {
                 merged.clear::<S>(rows, dim);
                 for partition in partitions.clone() {

@@ -1,11 +1,11 @@
-//! Attention over a bf16 cache, on `vdpbf16ps`.
+//! Attention over a bf16 cache: `vdpbf16ps`, or multiply-adds of what it stands for.
 
 #![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
 
 use super::super::kv_cache::Geometry;
 use super::super::simd::{LANES, Simd};
-use super::cached::{Cached, PARTS, Span};
-use super::plan::SPAN;
+use super::cached::{Cached, Gathered, PARTS, Span, Tile};
+use super::plan::{ROWS_MAX, SPAN};
 use crate::backend::AttentionShape;
 use crate::memory::Shared;
 
@@ -29,18 +29,54 @@ impl Brain {
         std::array::from_fn(|p| self.values.at(self.geometry.at(parts[p].0, head, parts[p].1)).cast_const())
     }
 
+    /// Dot products with `V` parts of a span from `first` on.
+    #[inline(always)]
+    unsafe fn part_scores<S: Simd, const R: usize, const P: usize, const V: usize>(
+        &self,
+        (keys, values): (&[*const u16; PARTS], &[*const u16; PARTS]),
+        queries: *const S::Rounded,
+        first: usize,
+        scores: &mut [[S::F; P]; R],
+    ) {
+        // SAFETY: by the trait's contract; parts hold `dim` × 16 numbers, and each row has a pair in every `ROWS_MAX`.
+        unsafe {
+            let mut acc = [[S::zero(); V]; R];
+            for i in 0..self.geometry.head_dim / 2 {
+                let at = i * 2 * LANES;
+                let mut k = [S::pairs(S::load_b(keys[first].add(at).cast())); V];
+                for v in 1..V {
+                    k[v] = S::pairs(S::load_b(keys[first + v].add(at).cast()));
+                }
+                for v in 0..V {
+                    S::prefetch(values[first + v].add(at).cast());
+                }
+                for r in 0..R {
+                    let q = S::splat_pair(queries.add((i * ROWS_MAX + r) * 2));
+                    for v in 0..V {
+                        acc[r][v] = S::dot_pairs(acc[r][v], k[v], q);
+                    }
+                }
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    scores[r][first + v] = acc[r][v];
+                }
+            }
+        }
+    }
+
     /// Adds the values of dimensions `d..d + 16 V`.
     #[inline(always)]
     unsafe fn weigh<S: Simd, const R: usize, const V: usize>(
         &self,
         (values, next_keys): (&[*const u16; PARTS], &[*const u16; PARTS]),
         (tokens, d): (usize, usize),
-        weights: &[[u16; SPAN]; R],
+        weights: &[[S::Rounded; SPAN]; R],
         shrink: &[S::F; R],
         out: *mut f32,
     ) {
         let dim = self.geometry.head_dim;
-        // SAFETY: by the trait's contract; `dim` is a multiple of 32, so `d + 16 V <= dim`.
+        // SAFETY: by the trait's contract; `d + 16 V <= dim`.
         unsafe {
             let mut acc = [[S::zero(); V]; R];
             for r in 0..R {
@@ -53,17 +89,17 @@ impl Brain {
                 let first = p * LANES / 2;
                 for pair in first..pairs.min(first + LANES / 2) {
                     let offset = ((pair - first) * dim + d) * 2;
-                    let mut x = [S::load_b(values[p].add(offset).cast()); V];
+                    let mut x = [S::pairs(S::load_b(values[p].add(offset).cast())); V];
                     for v in 1..V {
-                        x[v] = S::load_b(values[p].add(offset + v * 2 * LANES).cast());
+                        x[v] = S::pairs(S::load_b(values[p].add(offset + v * 2 * LANES).cast()));
                     }
                     for v in 0..V {
                         S::prefetch(next_keys[p].add(offset + v * 2 * LANES).cast());
                     }
                     for r in 0..R {
-                        let w = S::splat_b(weights[r].as_ptr().add(2 * pair).cast());
+                        let w = S::splat_pair(weights[r].as_ptr().add(2 * pair));
                         for v in 0..V {
-                            acc[r][v] = S::dot_bf16(acc[r][v], x[v], w);
+                            acc[r][v] = S::dot_pairs(acc[r][v], x[v], w);
                         }
                     }
                 }
@@ -128,32 +164,56 @@ impl Cached for Brain {
     }
 
     #[inline(always)]
+    fn tile_rows<S: Simd>() -> usize {
+        S::PAIR_QUERIES
+    }
+
+    /// ```text
+    /// [pair of dimensions][ROWS_MAX rows][2]
+    /// ```
+    #[inline(always)]
+    unsafe fn gather<S: Simd>(&self, queries: &[usize], gathered: &mut Gathered) {
+        let dim = self.geometry.head_dim;
+        let out: *mut [S::Rounded; 2] = gathered.as_mut_ptr().cast();
+        for (r, &query) in queries.iter().enumerate() {
+            // SAFETY: by the trait's contract; there is room for `dim` numbers of `ROWS_MAX` rows, however wide they are.
+            unsafe {
+                let query = self.queries.at(query * dim).cast_const();
+                for i in 0..dim / 2 {
+                    let pair = [S::rounded(*query.add(2 * i)), S::rounded(*query.add(2 * i + 1))];
+                    out.add(i * ROWS_MAX + r).write_unaligned(pair);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn scores<S: Simd, const R: usize, const P: usize>(
         &self,
         span: &Span,
-        queries: [usize; R],
+        queries: Tile<'_, R>,
     ) -> [[S::F; P]; R] {
-        let dim = self.geometry.head_dim;
-        let (keys, values) = (self.keys(span.head, &span.parts), self.values(span.head, &span.parts));
-        let q: [*const u8; R] = std::array::from_fn(|r| self.queries.at(queries[r] * dim).cast_const().cast());
-        // SAFETY: by the trait's contract; parts hold `dim` × 16 numbers.
+        let parts = (&self.keys(span.head, &span.parts), &self.values(span.head, &span.parts));
+        // SAFETY: by the trait's contract.
         unsafe {
+            let queries = queries.gathered.cast::<S::Rounded>().add(2 * queries.first);
             let mut scores = [[S::zero(); P]; R];
-            for i in 0..dim / 2 {
-                let at = i * 2 * LANES;
-                let mut k = [S::load_b(keys[0].add(at).cast()); P];
-                for p in 1..P {
-                    k[p] = S::load_b(keys[p].add(at).cast());
-                }
-                for p in 0..P {
-                    S::prefetch(values[p].add(at).cast());
-                }
-                for r in 0..R {
-                    let q = S::splat_b(q[r].add(4 * i));
-                    for p in 0..P {
-                        scores[r][p] = S::dot_bf16(scores[r][p], k[p], q);
+            let mut first = 0;
+            while first < P {
+                first += match S::pair_vectors(R).min(P - first) {
+                    4.. => {
+                        self.part_scores::<S, R, P, 4>(parts, queries, first, &mut scores);
+                        4
                     }
-                }
+                    2.. => {
+                        self.part_scores::<S, R, P, 2>(parts, queries, first, &mut scores);
+                        2
+                    }
+                    _ => {
+                        self.part_scores::<S, R, P, 1>(parts, queries, first, &mut scores);
+                        1
+                    }
+                };
             }
             scores
         }
@@ -169,23 +229,31 @@ impl Cached for Brain {
     ) {
         let parts = (&self.values(span.head, &span.parts), &self.keys(span.head, &span.next));
         let dim = self.geometry.head_dim;
-        let mut bits = [[0_u16; SPAN]; R];
+        let mut rounded = [[S::Rounded::default(); SPAN]; R];
         // SAFETY: by the trait's contract.
         unsafe {
             for r in 0..R {
                 for p in 0..P {
-                    S::store_bf16(bits[r].as_mut_ptr().add(p * LANES), weights[r][p]);
+                    S::store_rounded(rounded[r].as_mut_ptr().add(p * LANES), weights[r][p]);
                 }
             }
             let mut d = 0;
             while d < dim {
-                d += if dim - d >= 4 * LANES {
-                    self.weigh::<S, R, 4>(parts, (tokens, d), &bits, shrink, out);
-                    4 * LANES
-                } else {
-                    self.weigh::<S, R, 2>(parts, (tokens, d), &bits, shrink, out);
-                    2 * LANES
+                let vectors = match S::pair_vectors(R).min((dim - d) / LANES) {
+                    4.. => {
+                        self.weigh::<S, R, 4>(parts, (tokens, d), &rounded, shrink, out);
+                        4
+                    }
+                    2.. => {
+                        self.weigh::<S, R, 2>(parts, (tokens, d), &rounded, shrink, out);
+                        2
+                    }
+                    _ => {
+                        self.weigh::<S, R, 1>(parts, (tokens, d), &rounded, shrink, out);
+                        1
+                    }
                 };
+                d += vectors * LANES;
             }
         }
     }

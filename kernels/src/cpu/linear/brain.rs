@@ -64,7 +64,7 @@ unsafe fn rounded_tiles<S: Simd, const T: usize, const N: usize>(
     // What is fetched ahead may lie beyond: nothing of it is read here.
     unsafe {
         let mut w = values.add(tile * pairs * PAIR);
-        let mut x = job.x.brain.as_ptr().add((block * groups * BLOCK_ROWS + lane) * GROUP);
+        let mut x = job.x.brain.as_ptr().cast::<S::Rounded>().add((block * groups * BLOCK_ROWS + lane) * GROUP);
         let mut acc = [[S::zero(); T]; N];
         for group in 0..groups {
             let here = (pairs - group * GROUP / 2).min(GROUP / 2);
@@ -73,9 +73,9 @@ unsafe fn rounded_tiles<S: Simd, const T: usize, const N: usize>(
                     S::prefetch(w.wrapping_add((N * pairs + j) * PAIR).cast());
                 }
                 for n in 0..N {
-                    let w = S::load_b(w.add((n * pairs + j) * PAIR).cast());
+                    let w = S::pairs(S::load_b(w.add((n * pairs + j) * PAIR).cast()));
                     for t in 0..T {
-                        acc[n][t] = S::dot_bf16(acc[n][t], w, S::splat_b(x.add(t * GROUP + 2 * j).cast()));
+                        acc[n][t] = S::dot_pairs(acc[n][t], w, S::splat_pair(x.add(t * GROUP + 2 * j)));
                     }
                 }
             }
@@ -88,14 +88,15 @@ unsafe fn rounded_tiles<S: Simd, const T: usize, const N: usize>(
     }
 }
 
-/// Up to `N` rows and tiles at once that keep as many sums under way: a sum waits for the one before it.
+/// `T` rows, and up to `N` tiles at once, whose sums keep the processor busy: a sum waits for the one before it. The number
+/// of rows.
 #[inline(always)]
 unsafe fn some_rows<S: Simd, const ROUNDED: bool, const T: usize, const N: usize>(
     job: &Job<'_>,
     values: *const u16,
     tiles: Range<usize>,
     row: usize,
-) {
+) -> usize {
     let mut tile = tiles.start;
     while tile < tiles.end {
         // SAFETY: tiles are inside the job, and rows inside the block, by the caller.
@@ -119,6 +120,7 @@ unsafe fn some_rows<S: Simd, const ROUNDED: bool, const T: usize, const N: usize
             }
         }
     }
+    T
 }
 
 #[inline(always)]
@@ -134,19 +136,15 @@ unsafe fn all_rows<S: Simd, const ROUNDED: bool>(job: &Job<'_>, values: *const u
             let left = end - row;
             // SAFETY: rows `row..row + T` are inside the block and the batch.
             unsafe {
-                row += if S::TILE_TOKENS >= 8 && left >= 8 {
-                    some_rows::<S, ROUNDED, 8, 1>(job, values, tiles.clone(), row);
-                    8
-                } else if left >= 4 {
-                    some_rows::<S, ROUNDED, 4, 1>(job, values, tiles.clone(), row);
-                    4
-                } else if left >= 2 {
-                    some_rows::<S, ROUNDED, 2, 2>(job, values, tiles.clone(), row);
-                    2
-                } else {
-                    some_rows::<S, ROUNDED, 1, 4>(job, values, tiles.clone(), row);
-                    1
-                }
+                let wide = S::TILE_TOKENS >= 8;
+                row += match left {
+                    8.. if wide => some_rows::<S, ROUNDED, 8, 2>(job, values, tiles.clone(), row),
+                    4.. if wide => some_rows::<S, ROUNDED, 4, 4>(job, values, tiles.clone(), row),
+                    4.. => some_rows::<S, ROUNDED, 4, 1>(job, values, tiles.clone(), row),
+                    2.. if wide => some_rows::<S, ROUNDED, 2, 4>(job, values, tiles.clone(), row),
+                    2.. => some_rows::<S, ROUNDED, 2, 2>(job, values, tiles.clone(), row),
+                    _ => some_rows::<S, ROUNDED, 1, 4>(job, values, tiles.clone(), row),
+                };
             }
         }
     }

@@ -31,6 +31,7 @@ unsafe fn exp2_half(x: __m256) -> __m256 {
     }
 }
 
+/// The bfloat16 nearest to each lane in the upper half of it.
 #[inline(always)]
 unsafe fn bf16_bits(v: __m256) -> __m256i {
     // SAFETY: as above.
@@ -40,7 +41,7 @@ unsafe fn bf16_bits(v: __m256) -> __m256i {
         let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
         let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
         let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
-        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        _mm256_and_si256(_mm256_blendv_epi8(rounded, quiet, nan), _mm256_set1_epi32(0xffff_0000_u32 as i32))
     }
 }
 
@@ -69,18 +70,6 @@ unsafe fn dot_narrow(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
     unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))) }
 }
 
-#[inline(always)]
-unsafe fn dot_bf16_half(acc: __m256, a: __m256i, b: __m256i) -> __m256 {
-    // SAFETY: as above.
-    unsafe {
-        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-        let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, high));
-        let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
-        let acc = _mm256_fmadd_ps(odd(a), odd(b), acc);
-        _mm256_fmadd_ps(even(a), even(b), acc)
-    }
-}
-
 macro_rules! both {
     ($f:ident($a:expr)) => {
         Two($f($a.0), $f($a.1))
@@ -100,8 +89,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = Two<__m256>;
     type I = Two<__m256i>;
     type B = Two<__m256i>;
+    type Pairs = (Self::F, Self::F);
+    type Rounded = f32;
     const TILE_TOKENS: usize = 4;
     const TILE_QUERIES: usize = 2;
+    const PAIR_QUERIES: usize = 4;
+
+    #[inline(always)]
+    fn pair_vectors(rows: usize) -> usize {
+        (16 - 2) / (2 * rows + 4)
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self::F {
@@ -137,7 +134,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: Self::F) {
-        let packed = _mm256_packus_epi32(bf16_bits(v.0), bf16_bits(v.1));
+        let low = |v| _mm256_srli_epi32::<16>(bf16_bits(v));
+        let packed = _mm256_packus_epi32(low(v.0), low(v.1));
         _mm256_storeu_si256(p.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
     }
     #[inline(always)]
@@ -284,7 +282,24 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         (Two(even(v.0), even(v.1)), Two(odd(v.0), odd(v.1)))
     }
     #[inline(always)]
-    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
-        both!(dot_bf16_half(acc, a, b))
+    unsafe fn pairs(v: Self::B) -> Self::Pairs {
+        Self::widen_bf16(v)
+    }
+    #[inline(always)]
+    fn rounded(bits: u16) -> Self::Rounded {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: Self::F) {
+        _mm256_storeu_si256(p.cast(), bf16_bits(v.0));
+        _mm256_storeu_si256(p.add(8).cast(), bf16_bits(v.1));
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
+        (Self::splat(*p), Self::splat(*p.add(1)))
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F {
+        Self::fma(a.0, b.0, Self::fma(a.1, b.1, acc))
     }
 }

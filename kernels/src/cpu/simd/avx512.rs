@@ -1,20 +1,151 @@
-//! AVX-512 with VNNI and BF16: one zmm register a vector.
+//! AVX-512 with VNNI: one zmm register a vector; with BF16, whose products are one instruction.
 
 use super::Simd;
 use super::portable::EXP2;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
+/// `P`: how bfloat16 are multiplied.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<P>(PhantomData<P>);
 
-// SAFETY: callers run where AVX-512 F/BW/VL/DQ/VNNI/BF16 are available (trait contract); pointers as documented.
+/// The `..pairs` operations of [`Simd`].
+pub(crate) trait PairProducts: Copy + 'static {
+    type Pairs: Copy;
+    type Rounded: Copy + Default;
+    const QUERIES: usize;
+    /// Registers a vector of them takes.
+    const REGISTERS: usize;
+    unsafe fn pairs(v: __m512i) -> Self::Pairs;
+    fn rounded(bits: u16) -> Self::Rounded;
+    unsafe fn store_bf16(p: *mut u16, v: __m512);
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: __m512);
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs;
+    unsafe fn dot_pairs(acc: __m512, a: Self::Pairs, b: Self::Pairs) -> __m512;
+}
+
+/// `vdpbf16ps`.
+#[derive(Clone, Copy)]
+pub(crate) struct Narrow;
+
+/// Two multiply-adds of f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Wide;
+
+#[inline(always)]
+unsafe fn widen(v: __m512i) -> (__m512, __m512) {
+    // SAFETY: AVX-512 F is available where `Avx512` is used.
+    unsafe {
+        let odd = _mm512_and_si512(v, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
+    }
+}
+
+/// The bfloat16 nearest to each lane in the upper half of it.
+#[inline(always)]
+unsafe fn bf16_bits(v: __m512) -> __m512i {
+    // SAFETY: AVX-512 F is available where `Avx512` is used.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+        _mm512_and_si512(quiet, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+    }
+}
+
+// SAFETY: callers run where AVX-512 F and BF16 are available; pointers as documented.
 #[allow(unsafe_op_in_unsafe_fn)]
-impl Simd for Avx512 {
+impl PairProducts for Narrow {
+    type Pairs = __m512i;
+    type Rounded = u16;
+    const QUERIES: usize = 6;
+    const REGISTERS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn pairs(v: __m512i) -> Self::Pairs {
+        v
+    }
+    #[inline(always)]
+    fn rounded(bits: u16) -> Self::Rounded {
+        bits
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, v: __m512) {
+        // SAFETY: same size, any bit pattern is valid.
+        _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)))
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: __m512) {
+        Self::store_bf16(p, v);
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
+        _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: __m512, a: Self::Pairs, b: Self::Pairs) -> __m512 {
+        // SAFETY: same size, any bit pattern is valid.
+        _mm512_dpbf16_ps(
+            acc,
+            std::mem::transmute::<__m512i, __m512bh>(a),
+            std::mem::transmute::<__m512i, __m512bh>(b),
+        )
+    }
+}
+
+// SAFETY: callers run where AVX-512 F is available; pointers as documented.
+#[allow(unsafe_op_in_unsafe_fn)]
+impl PairProducts for Wide {
+    type Pairs = (__m512, __m512);
+    type Rounded = f32;
+    const QUERIES: usize = 12;
+    const REGISTERS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn pairs(v: __m512i) -> Self::Pairs {
+        widen(v)
+    }
+    #[inline(always)]
+    fn rounded(bits: u16) -> Self::Rounded {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut u16, v: __m512) {
+        _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bf16_bits(v))))
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: __m512) {
+        _mm512_storeu_si512(p.cast(), bf16_bits(v))
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
+        (_mm512_set1_ps(*p), _mm512_set1_ps(*p.add(1)))
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: __m512, a: Self::Pairs, b: Self::Pairs) -> __m512 {
+        _mm512_fmadd_ps(a.0, b.0, _mm512_fmadd_ps(a.1, b.1, acc))
+    }
+}
+
+// SAFETY: callers run where AVX-512 F/BW/VL/DQ/VNNI, and what `P` takes, are available (trait contract); pointers as
+// documented.
+#[allow(unsafe_op_in_unsafe_fn)]
+impl<P: PairProducts> Simd for Avx512<P> {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type Pairs = P::Pairs;
+    type Rounded = P::Rounded;
     const TILE_TOKENS: usize = 8;
     const TILE_QUERIES: usize = 6;
+    const PAIR_QUERIES: usize = P::QUERIES;
+
+    #[inline(always)]
+    fn pair_vectors(rows: usize) -> usize {
+        (32 - P::REGISTERS) / (rows + P::REGISTERS)
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self::F {
@@ -46,8 +177,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: Self::F) {
-        // SAFETY: same size, any bit pattern is valid.
-        _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)))
+        P::store_bf16(p, v)
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -179,16 +309,26 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F) {
-        let odd = _mm512_and_si512(v, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-        (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)), _mm512_castsi512_ps(odd))
+        widen(v)
     }
     #[inline(always)]
-    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
-        // SAFETY: same size, any bit pattern is valid.
-        _mm512_dpbf16_ps(
-            acc,
-            std::mem::transmute::<__m512i, __m512bh>(a),
-            std::mem::transmute::<__m512i, __m512bh>(b),
-        )
+    unsafe fn pairs(v: Self::B) -> Self::Pairs {
+        P::pairs(v)
+    }
+    #[inline(always)]
+    fn rounded(bits: u16) -> Self::Rounded {
+        P::rounded(bits)
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: Self::F) {
+        P::store_rounded(p, v)
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
+        P::splat_pair(p)
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F {
+        P::dot_pairs(acc, a, b)
     }
 }

@@ -14,7 +14,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, Narrow, Wide};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
@@ -25,7 +25,9 @@ pub(crate) const LANES: usize = 16;
 /// Which instructions the kernels use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
-    /// AVX-512 F/BW/VL/DQ with VNNI and BF16 (Zen 4, Sapphire Rapids, Cooper Lake and later).
+    /// AVX-512 F/BW/VL/DQ with VNNI and BF16 (Zen 4 and later; Sapphire Rapids, whose BF16 products are slow).
+    Avx512Bf16,
+    /// AVX-512 F/BW/VL/DQ with VNNI (Cascade Lake, Ice Lake and later).
     Avx512,
     /// AVX2 with FMA, F16C and AVX-VNNI (Alder Lake, Sierra Forest and later).
     AvxVnni,
@@ -40,12 +42,14 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// Fastest first.
-    pub const ALL: [Isa; 6] = [Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::NeonDot, Isa::Neon, Isa::Portable];
+    /// Fastest first, but for what [`Isa::detect`] passes over.
+    pub const ALL: [Isa; 7] =
+        [Isa::Avx512Bf16, Isa::Avx512, Isa::AvxVnni, Isa::Avx2, Isa::NeonDot, Isa::Neon, Isa::Portable];
 
     /// The fastest one this processor runs.
     pub fn detect() -> Isa {
-        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+        let fast = |isa: &Isa| isa.available() && !(*isa == Isa::Avx512Bf16 && slow_bf16_products());
+        Isa::ALL.into_iter().find(fast).unwrap_or(Isa::Portable)
     }
 
     /// Whether this processor can run it.
@@ -55,13 +59,13 @@ impl Isa {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
         match self {
+            Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
             Isa::Avx512 => {
                 avx2 && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
-                    && is_x86_feature_detected!("avx512bf16")
             }
             Isa::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
             Isa::Avx2 => avx2,
@@ -88,7 +92,8 @@ impl Isa {
 
     pub fn name(self) -> &'static str {
         match self {
-            Isa::Avx512 => "AVX-512 VNNI/BF16",
+            Isa::Avx512Bf16 => "AVX-512 VNNI/BF16",
+            Isa::Avx512 => "AVX-512 VNNI",
             Isa::AvxVnni => "AVX2/FMA with AVX-VNNI",
             Isa::Avx2 => "AVX2/FMA",
             Isa::NeonDot => "NEON with dot products",
@@ -96,6 +101,19 @@ impl Isa {
             Isa::Portable => "portable",
         }
     }
+}
+
+/// Whether `vdpbf16ps` takes longer than what it stands for. Intel's processors begin one in two cycles, and in that time four
+/// multiply-adds of f32, so two of either's products (Emerald Rapids: 1.6 and 6.6 thousand million a second).
+#[cfg(target_arch = "x86_64")]
+fn slow_bf16_products() -> bool {
+    let maker = std::arch::x86_64::__cpuid(0);
+    [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn slow_bf16_products() -> bool {
+    false
 }
 
 /// Sixteen f32 (`F`), sixteen i32 (`I`), or sixty-four bytes as sixteen lanes of four (`B`).
@@ -107,10 +125,19 @@ pub(crate) trait Simd: Copy + 'static {
     type F: Copy;
     type I: Copy;
     type B: Copy;
+    /// Two bfloat16 a lane, as products take them.
+    type Pairs: Copy;
+    /// A bfloat16 that all lanes are to meet: its bits, or the f32 it is where that is what products take.
+    type Rounded: Copy + Default;
     /// Tokens a linear kernel keeps in registers at once.
     const TILE_TOKENS: usize;
-    /// Query rows an attention kernel keeps in registers at once.
+    /// Query rows an attention kernel over an 8-bit cache keeps in registers at once.
     const TILE_QUERIES: usize;
+    /// The same over a bf16 cache.
+    const PAIR_QUERIES: usize;
+
+    /// Vectors of pairs that fit the registers beside their sums with `rows` rows.
+    fn pair_vectors(rows: usize) -> usize;
 
     unsafe fn zero() -> Self::F;
     unsafe fn splat(x: f32) -> Self::F;
@@ -175,8 +202,15 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
     /// The even and the odd bfloat16 of every lane, as f32.
     unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F);
+    unsafe fn pairs(v: Self::B) -> Self::Pairs;
+    /// `bits` of a bfloat16.
+    fn rounded(bits: u16) -> Self::Rounded;
+    /// Rounds 16 f32 to bfloat16 as [`Simd::store_bf16`] does.
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: Self::F);
+    /// Reads two numbers into every lane.
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs;
     /// Per lane, `acc` plus the dot product of two bfloat16 of `a` and two of `b`, odd element first.
-    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F;
+    unsafe fn dot_pairs(acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F;
 }
 
 /// Runs a generic kernel in the entry point compiled for `isa`.
@@ -186,9 +220,15 @@ macro_rules! dispatch {
     ($isa:expr, fn $name:ident $(<$(const $g:ident : $gt:ty),+>)? ($($arg:ident : $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        unsafe fn avx512($($arg: $ty),*) {
+        unsafe fn avx512_bf16($($arg: $ty),*) {
             // SAFETY: forwarded to the caller of `dispatch!`; the ISA was checked when the `Isa` was chosen.
-            unsafe { $name::<$crate::cpu::simd::Avx512>($($arg),*) }
+            unsafe { $name::<$crate::cpu::simd::Avx512<$crate::cpu::simd::Narrow>>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        unsafe fn avx512($($arg: $ty),*) {
+            // SAFETY: as above.
+            unsafe { $name::<$crate::cpu::simd::Avx512<$crate::cpu::simd::Wide>>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -203,6 +243,8 @@ macro_rules! dispatch {
             unsafe { $name::<$crate::cpu::simd::Avx2<true>>($($arg),*) }
         }
         match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::simd::Isa::Avx512Bf16 => avx512_bf16($($arg),*),
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::simd::Isa::Avx512 => avx512($($arg),*),
             #[cfg(target_arch = "x86_64")]

@@ -99,8 +99,16 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type F = Quarters<float32x4_t>;
     type I = Quarters<int32x4_t>;
     type B = Quarters<uint8x16_t>;
+    type Pairs = (Self::F, Self::F);
+    type Rounded = f32;
     const TILE_TOKENS: usize = 4;
     const TILE_QUERIES: usize = 2;
+    const PAIR_QUERIES: usize = 4;
+
+    #[inline(always)]
+    fn pair_vectors(rows: usize) -> usize {
+        (32 - 4) / (4 * rows + 8)
+    }
 
     #[inline(always)]
     unsafe fn zero() -> Self::F {
@@ -282,9 +290,25 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         )
     }
     #[inline(always)]
-    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
-        let (a_even, a_odd) = Self::widen_bf16(a);
-        let (b_even, b_odd) = Self::widen_bf16(b);
-        Self::fma(a_even, b_even, Self::fma(a_odd, b_odd, acc))
+    unsafe fn pairs(v: Self::B) -> Self::Pairs {
+        Self::widen_bf16(v)
+    }
+    #[inline(always)]
+    fn rounded(bits: u16) -> Self::Rounded {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+    #[inline(always)]
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: Self::F) {
+        for (i, v) in v.into_iter().enumerate() {
+            vst1q_u32(p.add(4 * i).cast(), vshll_n_u16::<16>(bf16_bits(v)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
+        (Self::splat(*p), Self::splat(*p.add(1)))
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F {
+        Self::fma(a.0, b.0, Self::fma(a.1, b.1, acc))
     }
 }

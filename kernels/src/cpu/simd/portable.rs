@@ -24,8 +24,15 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
+    type Pairs = (Self::F, Self::F);
+    type Rounded = f32;
     const TILE_TOKENS: usize = 4;
     const TILE_QUERIES: usize = 2;
+    const PAIR_QUERIES: usize = 4;
+
+    fn pair_vectors(rows: usize) -> usize {
+        (16 - 2) / (2 * rows + 4)
+    }
 
     unsafe fn zero() -> Self::F {
         [0.0; LANES]
@@ -160,14 +167,22 @@ impl Simd for Portable {
         let at = |i: usize| bf16::from_le_bytes([v[i], v[i + 1]]).to_f32();
         (std::array::from_fn(|i| at(4 * i)), std::array::from_fn(|i| at(4 * i + 2)))
     }
-    unsafe fn dot_bf16(acc: Self::F, a: Self::B, b: Self::B) -> Self::F {
-        let at = |v: &Self::B, i: usize, odd: usize| {
-            let o = 4 * i + 2 * odd;
-            bf16::from_bits(u16::from_le_bytes([v[o], v[o + 1]])).to_f32()
-        };
-        std::array::from_fn(|i| {
-            let odd = at(&a, i, 1).mul_add(at(&b, i, 1), acc[i]);
-            at(&a, i, 0).mul_add(at(&b, i, 0), odd)
-        })
+    unsafe fn pairs(v: Self::B) -> Self::Pairs {
+        // SAFETY: needs no instructions.
+        unsafe { Self::widen_bf16(v) }
+    }
+    fn rounded(bits: u16) -> Self::Rounded {
+        bf16::from_bits(bits).to_f32()
+    }
+    unsafe fn store_rounded(p: *mut Self::Rounded, v: Self::F) {
+        // SAFETY: the caller gives 16 writable f32.
+        unsafe { p.cast::<Self::F>().write_unaligned(v.map(|x| bf16::from_f32(x).to_f32())) }
+    }
+    unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
+        // SAFETY: the caller gives two readable numbers.
+        unsafe { ([*p; LANES], [*p.add(1); LANES]) }
+    }
+    unsafe fn dot_pairs(acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F {
+        std::array::from_fn(|i| a.0[i].mul_add(b.0[i], a.1[i].mul_add(b.1[i], acc[i])))
     }
 }

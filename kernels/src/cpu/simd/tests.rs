@@ -94,13 +94,24 @@ fn every_isa_gives_the_portable_bits() {
     }
 }
 
-/// One bfloat16 dot step.
+/// Products of bfloat16: with a vector's own, and with pairs that lanes share, kept by the vector and one by one.
 #[inline(always)]
 unsafe fn bf16_dot<S: Simd>(a: &[u16; 32], b: &[u16; 32], out: &mut [f32; LANES]) {
     // SAFETY: sizes fit, the ISA is available.
     unsafe {
-        let (a, b) = (S::load_b(a.as_ptr().cast()), S::load_b(b.as_ptr().cast()));
-        S::store(out.as_mut_ptr(), S::dot_bf16(S::load(out.as_ptr()), a, b));
+        let wide =
+            |first: usize| std::array::from_fn::<f32, LANES, _>(|i| half::bf16::from_bits(b[first + i]).to_f32());
+        let mut shared = [S::Rounded::default(); 2 * LANES];
+        S::store_rounded(shared.as_mut_ptr(), S::load(wide(0).as_ptr()));
+        S::store_rounded(shared.as_mut_ptr().add(LANES), S::load(wide(LANES).as_ptr()));
+        let a = S::pairs(S::load_b(a.as_ptr().cast()));
+        let mut acc = S::dot_pairs(S::load(out.as_ptr()), a, S::pairs(S::load_b(b.as_ptr().cast())));
+        for (i, &bits) in b.iter().enumerate().step_by(2) {
+            acc = S::dot_pairs(acc, a, S::splat_pair(shared.as_ptr().add(i)));
+            let pair = [S::rounded(bits), S::rounded(b[i + 1])];
+            acc = S::dot_pairs(acc, a, S::splat_pair(pair.as_ptr()));
+        }
+        S::store(out.as_mut_ptr(), acc);
     }
 }
 
