@@ -1,4 +1,5 @@
-"""Writes models and adapters as GGUF files with PyPI's `gguf`, as llama.cpp's conversion/*.py would: names from the package's tensor map, the keys each architecture's converter writes, rows and experts rearranged as it does.
+"""Writes models and adapters as GGUF files with PyPI's `gguf`, as llama.cpp's conversion/*.py does: names from the package's
+tensor map, the keys that each architecture's converter writes, rows and experts rearranged as it rearranges them.
 
 usage: make_gguf.py JOBS.json
 
@@ -26,7 +27,7 @@ import gguf
 import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType
 
-FLOAT_BITS = {"F32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+BITS = {"F32": np.uint32, "BF16": np.uint16}
 # Types the package decodes only are random blocks, whose largest values are about a weight's size.
 SIZES = (0.05, 1.0)
 FINITE = (0.0, float(np.finfo(np.float32).max))
@@ -39,7 +40,7 @@ def read_safetensors(path):
     tensors = {}
     with gguf.utility.SafetensorsLocal(path) as found:
         for name, tensor in found.items():
-            raw = np.array(tensor.mmap_bytes()).view(FLOAT_BITS[tensor.dtype]).reshape(tensor.shape)
+            raw = np.array(tensor.mmap_bytes()).view(BITS[tensor.dtype]).reshape(tensor.shape)
             tensors[name] = (raw.astype(np.uint32) << 16 if tensor.dtype == "BF16" else raw).view(np.float32)
     return tensors
 
@@ -459,7 +460,7 @@ def write_adapter(w, folder, config, architecture):
     w.add_string(gguf.Keys.Adapter.TYPE, "lora")
     w.add_float32(gguf.Keys.Adapter.LORA_ALPHA, settings["lora_alpha"])
     names = gguf.get_tensor_name_map(architecture.arch, config.layers)
-    # The converter turns GPT-2's factors as it turns the matrices, which llama.cpp then refuses: they are left here.
+    # The converter turns GPT-2's factors with the matrices and so takes A for B; here they are left as PEFT has them.
     rearranged = unchanged if architecture.arch == MODEL_ARCH.GPT2 else architecture.rearranged
     for published, factor in read_safetensors(folder / "adapter_model.safetensors").items():
         module, which = re.fullmatch(r"base_model\.model\.(.*)\.lora_([AB])\.weight", published).groups()
