@@ -3,8 +3,14 @@
 
 use rill_models::{LoadedModel, ModelError, NoProgress, SourceOptions};
 use rill_tests::single_sequence::SingleSequence;
+use rill_tests::tiny_gguf::{self, GgufFiles};
 use rill_tests::{default_model, tiny_models};
+use serde_json::json;
 use std::path::Path;
+
+fn scratch() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
+}
 
 fn load(path: &Path) -> Result<LoadedModel, ModelError> {
     let files = rill_models::resolve(&path.display().to_string(), &SourceOptions::from_env(), &mut NoProgress)?;
@@ -50,11 +56,19 @@ fn damaged(whole: &[u8], numbers: &mut Numbers) -> Vec<u8> {
 #[test]
 fn damaged_gguf_files_never_panic() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("model.gguf");
     let models = tiny_models::all();
     let mut numbers = Numbers(11);
-    for name in ["llama", "qwen3-moe", "gemma3"] {
-        models[name].write_gguf(&path);
+    let mut files = GgufFiles::new(dir.path());
+    let paths = ["llama", "qwen3-moe", "gemma3"].map(|name| {
+        let source = dir.path().join(name);
+        std::fs::create_dir(&source).expect("a new folder");
+        models[name].write_directory(&source, true);
+        (name, files.add(&source, json!({})))
+    });
+    if !files.write("damaged GGUF files", scratch()) {
+        return;
+    }
+    for (name, path) in paths {
         let whole = std::fs::read(&path).expect("just written");
         let mut ran = 0;
         for _ in 0..150 {
@@ -99,8 +113,8 @@ fn retype(bytes: &mut [u8], name: &str, id: u32) {
 #[test]
 fn every_gguf_type_is_read_or_refused_by_name() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("model.gguf");
-    tiny_models::all()["llama"].write_gguf(&path);
+    let llama = &tiny_models::all()["llama"];
+    let Some(path) = tiny_gguf::write("types of GGUF tensors", llama, dir.path(), scratch()) else { return };
     let whole = std::fs::read(&path).expect("just written");
     let with = |id: u32| {
         let mut bytes = whole.clone();

@@ -7,8 +7,11 @@ use rill_tests::default_model;
 use rill_tests::reference::Reference;
 use rill_tests::single_sequence::SingleSequence;
 use rill_tests::tiny_adapters::{PeftReference, Scales, TinyAdapter};
+use rill_tests::tiny_gguf::GgufFiles;
 use rill_tests::tiny_models::{self, TinyModel};
-use std::path::Path;
+use rill_tests::tiny_parity::distance;
+use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -40,50 +43,80 @@ fn logits(path: &Path, model: &TinyModel, adapter: Option<&Path>) -> Vec<f32> {
     whole
 }
 
-fn rms(values: impl Iterator<Item = f32>) -> f64 {
-    let (sum, count) = values.fold((0.0, 0), |(sum, n), x| (sum + f64::from(x) * f64::from(x), n + 1));
-    (sum / f64::from(count)).sqrt()
-}
-
-/// The difference's size, relative to the logits'.
-fn distance(given: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(given.len(), expected.len());
-    rms(given.iter().zip(expected).map(|(a, b)| a - b)) / rms(expected.iter().copied())
-}
-
 /// What is left is rounding, of which keys and values see the most.
 const CLOSE: f64 = 0.002;
 
-#[test]
-fn adapters_are_what_merged_weights_are() {
-    let mut wrong = Vec::new();
+/// A model beside its GGUF file, and an adapter of each kind of scales.
+struct Adapted {
+    name: String,
+    model: TinyModel,
+    base: PathBuf,
+    gguf: PathBuf,
+    plain: Form,
+    patterns: Form,
+}
+
+/// An adapter as PEFT saves it, as a GGUF file where one can hold it, and merged into a model.
+struct Form {
+    peft: PathBuf,
+    merged: PathBuf,
+    gguf: Option<PathBuf>,
+}
+
+/// Below `scratch`, and whether GGUF files are there.
+fn adapted_models(scratch: &Path) -> (Vec<Adapted>, bool) {
+    let mut files = GgufFiles::new(scratch);
+    let mut all = Vec::new();
     // Latent attention takes no adapters.
     for (name, model) in tiny_models::all().into_iter().filter(|(name, _)| !name.starts_with("deepseek")) {
-        for scales in [Scales::Plain, Scales::Patterns] {
+        let new = |kind: &str| {
+            let path = scratch.join(format!("{name}-{kind}"));
+            std::fs::create_dir(&path).expect("a new folder");
+            path
+        };
+        let base = new("base");
+        model.write_directory(&base, true);
+        let mut form = |scales: Scales| {
             let adapter = TinyAdapter::new(&model, 1, scales);
-            let (base, merged, peft, gguf) = (folder(), folder(), folder(), folder());
-            model.write_directory(base.path(), true);
-            model.write_directory_with(merged.path(), &adapter.merged(&model), true);
-            adapter.write_directory(peft.path());
-            let expected = logits(merged.path(), &model, None);
-            let mut check = |what: &str, given: &[f32]| {
-                let distance = distance(given, &expected);
-                println!("{name:20} {scales:?} {what:30} {distance:.5}");
+            let (peft, merged) = (new(&format!("{scales:?}")), new(&format!("{scales:?}-merged")));
+            adapter.write_directory(&peft);
+            model.write_directory_with(&merged, &adapter.merged(&model), true);
+            // A GGUF file holds one alpha.
+            let gguf = (scales == Scales::Plain).then(|| files.add(&base, json!({"adapter": peft})));
+            Form { peft, merged, gguf }
+        };
+        let (plain, patterns) = (form(Scales::Plain), form(Scales::Patterns));
+        let gguf = files.add(&base, json!({}));
+        all.push(Adapted { name, model, base, gguf, plain, patterns });
+    }
+    (all, files.write("adapters of GGUF files", Path::new(env!("CARGO_TARGET_TMPDIR"))))
+}
+
+#[test]
+fn adapters_are_what_merged_weights_are() {
+    let scratch = folder();
+    let (all, have_gguf) = adapted_models(scratch.path());
+    let mut wrong = Vec::new();
+    for Adapted { name, model, base, gguf, plain, patterns } in &all {
+        let bare = logits(base, model, None);
+        for Form { peft, merged, gguf: converted } in [plain, patterns] {
+            let expected = logits(merged, model, None);
+            assert!(distance(&bare, &expected) > 0.1, "{name}: the adapter changes little");
+            let mut check = |file: &Path, adapter: &Path| {
+                let distance = distance(&logits(file, model, Some(adapter)), &expected);
+                let what = format!("{} on {}", adapter.display(), file.display());
+                println!("{distance:.5} {what}");
                 if distance > CLOSE {
-                    wrong.push(format!("{name}, {scales:?}, {what}: {distance}"));
+                    wrong.push(format!("{what}: {distance}"));
                 }
             };
-            check("PEFT on safetensors", &logits(base.path(), &model, Some(peft.path())));
-            let plain = logits(base.path(), &model, None);
-            assert!(distance(&plain, &expected) > 0.1, "{name}: the adapter changes little");
-            let file = gguf.path().join("model.gguf");
-            model.write_gguf(&file);
-            check("PEFT on GGUF", &logits(&file, &model, Some(peft.path())));
-            if scales == Scales::Plain {
-                let converted = gguf.path().join("adapter.gguf");
-                adapter.write_gguf(&model, &converted);
-                check("GGUF on GGUF", &logits(&file, &model, Some(&converted)));
-                check("GGUF on safetensors", &logits(base.path(), &model, Some(&converted)));
+            check(base, peft);
+            if have_gguf {
+                check(gguf, peft);
+                if let Some(converted) = converted {
+                    check(gguf, converted);
+                    check(base, converted);
+                }
             }
         }
     }
@@ -228,14 +261,28 @@ fn what_an_adapter_may_not_hold_is_named() {
     std::fs::rename(&path, dir.path().join("adapter_model.bin")).expect("renamed");
     assert!(refusal(sites, dir.path()).contains("pickle"));
     assert!(refusal(sites, &dir.path().join("nowhere")).contains("adapter_config.json"));
-    // A model is no adapter, and neither is an adapter of another architecture.
-    let file = dir.path().join("model.gguf");
-    model.write_gguf(&file);
-    assert!(refusal(sites, &file).contains("general.type"));
-    let other = &tiny_models::all()["qwen3"];
-    let file = dir.path().join("other.gguf");
-    TinyAdapter::new(other, 1, Scales::Plain).write_gguf(other, &file);
-    assert!(refusal(sites, &file).contains("qwen3"));
+}
+
+#[test]
+fn gguf_files_that_are_no_adapters_of_the_model_are_refused() {
+    let scratch = folder();
+    let models = tiny_models::all();
+    let source = |name: &str| {
+        let path = scratch.path().join(name);
+        std::fs::create_dir(&path).expect("a new folder");
+        models[name].write_directory(&path, true);
+        path
+    };
+    let (model, other) = (source("llama"), source("qwen3"));
+    TinyAdapter::new(&models["qwen3"], 1, Scales::Plain).write_directory(&other);
+    let mut files = GgufFiles::new(scratch.path());
+    let (a_model, an_adapter) = (files.add(&model, json!({})), files.add(&other, json!({"adapter": other})));
+    if files.write("refused GGUF adapters", Path::new(env!("CARGO_TARGET_TMPDIR"))) {
+        let single = SingleSequence::new(load(&model).model, BLOCK_SIZE, 16).expect("a small cache fits");
+        let sites = single.adapter_sites().expect("the CPU takes adapters");
+        assert!(refusal(sites, &a_model).contains("general.type"));
+        assert!(refusal(sites, &an_adapter).contains("qwen3"));
+    }
 }
 
 /// An adapter of the default model, whose weights are 4-bit.

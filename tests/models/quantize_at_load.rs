@@ -10,7 +10,7 @@ use rill_models::{
     perplexity,
 };
 use rill_tests::tiny_parity::{self, Bounds};
-use rill_tests::{default_model, tiny_models};
+use rill_tests::{default_model, tiny_gguf, tiny_models};
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -42,9 +42,9 @@ fn quantised_tiny_models_stay_close() {
 #[test]
 fn float_gguf_files_are_quantised_too_and_others_refused() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let path = dir.path().join("model.gguf");
     let model = &tiny_models::all()["llama"];
-    model.write_gguf(&path);
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let Some(path) = tiny_gguf::write("quantised GGUF files", model, dir.path(), scratch) else { return };
     let check = || load(&path, Some(Quantize::Q8));
     tiny_parity::check("llama", model, &check, &[7], EIGHT).unwrap_or_else(|error| panic!("{error}"));
     let description = load(&path, Some(Quantize::Q4)).expect("loads").description;

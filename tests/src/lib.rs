@@ -11,6 +11,5 @@ pub mod server_process;
 pub mod single_sequence;
 pub mod tiny_adapters;
 pub mod tiny_gguf;
-mod tiny_latent;
 pub mod tiny_models;
 pub mod tiny_parity;

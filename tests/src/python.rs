@@ -1,4 +1,4 @@
-//! Python packages for tests of real clients: pinned, installed by the user's own pip into the target folder, once.
+//! Python packages that tests run: pinned, installed by the user's own pip into the target folder, once.
 
 use crate::environment;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,9 @@ impl Packages {
         let _one = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = std::fs::read_to_string(requirements)
             .unwrap_or_else(|error| panic!("{}: {error}", requirements.display()));
-        let folder = scratch.join("python-clients");
+        // Each list has a folder of its own, by where it lies.
+        let owner = requirements.parent().and_then(Path::file_name).expect("a file in a folder");
+        let folder = scratch.join(format!("python-{}", owner.to_string_lossy()));
         let installed = folder.join("installed-requirements.txt");
         if std::fs::read_to_string(&installed).is_ok_and(|found| found == wanted) {
             return Some(Packages { folder });

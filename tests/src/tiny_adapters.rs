@@ -1,4 +1,4 @@
-//! LoRA adapters of tiny models: written as PEFT and as llama.cpp's converter write them, or merged into the weights.
+//! LoRA adapters of tiny models: written as PEFT writes them, or merged into the weights.
 
 use crate::tiny_models::{TinyModel, TinyTensor, float_safetensors, halves, number};
 use serde::Deserialize;
@@ -160,13 +160,6 @@ impl TinyAdapter {
         };
         write("adapter_config.json", self.config().to_string().as_bytes());
         write("adapter_model.safetensors", &float_safetensors(&self.tensors(), true));
-    }
-
-    /// Writes what llama.cpp's `convert_lora_to_gguf.py` does.
-    pub fn write_gguf(&self, model: &TinyModel, path: &Path) {
-        assert_ne!(self.scales, Scales::Patterns, "a GGUF file holds one alpha");
-        let factors = self.modules.iter().map(|(module, factors)| (module.as_str(), &factors.a, &factors.b));
-        model.write_gguf_adapter(path, ALPHA, factors);
     }
 
     /// The model's weights with the updates in them.

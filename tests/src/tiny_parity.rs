@@ -19,6 +19,12 @@ fn rms(values: impl Iterator<Item = f32>) -> f64 {
     (sum / f64::from(count)).sqrt()
 }
 
+/// The difference's size, relative to the expected one's.
+pub fn distance(given: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(given.len(), expected.len());
+    rms(given.iter().zip(expected).map(|(a, b)| a - b)) / rms(expected.iter().copied())
+}
+
 /// Logits after every token of two sequences that take turns of 1 to 5 tokens in the same steps: `tokens`, and a copy
 /// that starts three steps later.
 fn ragged(mut loaded: LoadedModel, tokens: &[u32]) -> [Vec<f32>; 2] {
@@ -111,7 +117,7 @@ fn compare(
         assert!(same(output, &given), "{name}: sequence {number} of a ragged batch differs");
     }
     let size = rms(expected.iter().copied());
-    let error = rms(given.iter().zip(&expected).map(|(a, b)| a - b)) / size;
+    let error = distance(&given, &expected);
     let worst = given.iter().zip(&expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / size;
     println!("{name:20} error {error:.5}, worst {worst:.4}");
     if error < bounds.root_mean_square && worst < bounds.largest {

@@ -2,7 +2,7 @@
 
 use super::{PlanEntry, Scheduler};
 use crate::kv::blocks_for;
-use crate::sequence::{Sequence, SequenceKey, passed_blocks};
+use crate::sequence::{Sequence, SequenceKey};
 
 impl Scheduler {
     /// What must hold between steps. `Err` says what does not.
@@ -29,7 +29,9 @@ impl Scheduler {
                 let (blocks, planned) = (table.len(), ahead + restores * size);
                 return Err(format!("{key:?}: {blocks} blocks for {computed} tokens and {planned} to come"));
             }
-            if table.passed() != passed_blocks(*computed, self.window, size) {
+            // Counted from the definition, and not by what gave them back: the next token reads the `window` before its own.
+            let unread = |window: usize| (1..).take_while(|blocks| blocks * size + window <= *computed).count();
+            if table.passed() != self.window.map_or(0, unread) {
                 return Err(format!("{key:?}: {} blocks given back of {computed} tokens", table.passed()));
             }
             for (index, &block) in table.blocks().iter().enumerate().skip(table.passed()) {
