@@ -4,6 +4,7 @@ mod attention;
 mod graphs;
 mod inputs;
 mod linear;
+mod low_rank;
 mod planted;
 mod rows;
 mod sampling;
