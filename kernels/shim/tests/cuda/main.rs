@@ -1,6 +1,8 @@
-//! Every CUDA kernel on the CPU against its plain reference, over shapes and schedules, and bugs that must be seen.
+//! Every CUDA kernel on the CPU against its plain reference, over shapes and schedules, bugs that must be seen, and what
+//! is said of kernels elsewhere.
 
 mod attention;
+mod documented;
 mod graphs;
 mod inputs;
 mod linear;
