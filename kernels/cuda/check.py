@@ -32,6 +32,8 @@ KERNELS = {
     "add_scaled": (256, 40, 0, []),
     "copy_columns": (256, 40, 0, []),
     "scatter_add": (256, 40, 0, []),
+    "low_rank_shrink": (256, 64, 4096, ["HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32"]),
+    "low_rank_grow": (256, 64, 2176, ["HMMA.16816.F32.BF16", "HMMA.1688.F32.TF32"]),
     "rope_table": (128, 40, 0, []),
     "merge_partitions": (128, 40, 0, ["MUFU.EX2"]),
     "finish_logits": (256, 40, 0, []),

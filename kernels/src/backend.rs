@@ -1,7 +1,7 @@
 //! The operations a decoder is made of, over a backend's own memory. A model is written once against this trait.
 
 use crate::cpu::Form;
-use crate::low_rank::LowRankUpdate;
+use crate::low_rank::{LowRankMemory, LowRankUpdate};
 use crate::packed::{PackError, Stored};
 use std::ops::Range;
 
@@ -297,18 +297,14 @@ pub trait Backend: Send {
     fn linear(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
     /// `out` += x · layerᵀ: the residual stream.
     fn linear_add(&mut self, layer: &Self::Linear, x: &Self::Rows, out: &mut Self::Matrix);
-    /// Whether [`Backend::add_low_rank`] is there.
-    fn takes_low_rank(&self) -> bool {
-        false
-    }
+    /// Where low-rank updates lie that [`Backend::add_low_rank`] takes.
+    fn low_rank_memory(&self) -> LowRankMemory;
     /// Adds low-rank updates to what a linear layer made of `x`, whose form has f32 too; no two of them share a row and an
     /// output.
     ///
     /// # Panics
-    /// If the backend does not take them.
-    fn add_low_rank(&mut self, _x: &Self::Rows, _updates: &[LowRankUpdate<'_>], _out: &mut Self::Matrix) {
-        panic!("this backend takes no low-rank updates");
-    }
+    /// If they lie elsewhere than [`Backend::low_rank_memory`] says.
+    fn add_low_rank(&mut self, x: &Self::Rows, updates: &[LowRankUpdate<'_>], out: &mut Self::Matrix);
     /// `out` = x · layerᵀ, finished, in host memory, rows one after another.
     fn logits(
         &mut self,

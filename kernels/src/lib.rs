@@ -16,7 +16,7 @@ pub use backend::{
     Ranking, Rope, RowDtype, StepInput,
 };
 pub use cpu::{CpuBackend, Form, Isa, KvCache, Linear, Matrix, Rows, Step};
-pub use low_rank::{LowRank, LowRankUpdate};
+pub use low_rank::{LowRank, LowRankError, LowRankMemory, LowRankUpdate};
 pub use packed::{PackError, Stored, packed_bytes};
 pub use pool::Pool;
 pub use quants::{DTYPES, Dtype, dequantize};

@@ -1,7 +1,8 @@
-//! Low-rank updates of linear layers (LoRA: Hu et al. 2021, arXiv:2106.09685), in host memory: x · Wᵀ becomes
+//! Low-rank updates of linear layers (LoRA: Hu et al. 2021, arXiv:2106.09685): x · Wᵀ becomes
 //! x · Wᵀ + scale · (x · Aᵀ) · Bᵀ, where A has as few rows, and B as few columns, as the rank says.
 //!
-//! Both factors lie with a vector's worth of neighbours side by side, the rest of a row filled up with zeros:
+//! In host memory both factors lie with a vector's worth of neighbours side by side, the rest of a row filled up with
+//! zeros; in a device's as kernels/cuda/low_rank.cu draws them:
 //!
 //! ```text
 //! a  [rank, up to a multiple of 4][inputs, up to a multiple of 16]
@@ -9,10 +10,12 @@
 //! ```
 
 use crate::cpu::simd::LANES;
+use crate::cuda::{DeviceFactors, Launcher};
 use crate::memory::Buffer;
 use crate::packed::{PackError, Stored};
 use crate::quants::{Dtype, dequantize};
 use half::bf16;
+use std::sync::Arc;
 
 /// Rows of A a kernel takes at once.
 pub(crate) const RANK_TILE: usize = 4;
@@ -23,8 +26,39 @@ pub struct LowRank {
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
     pub(crate) scale: f32,
-    pub(crate) a: Factor,
-    pub(crate) b: Factor,
+    factors: Factors,
+}
+
+/// A and B.
+enum Factors {
+    Host([Factor; 2]),
+    Device(DeviceFactors),
+}
+
+/// Where a backend has low-rank updates. They are put there when they are loaded, by whichever thread does that.
+#[derive(Clone)]
+pub enum LowRankMemory {
+    Host,
+    Device(Arc<dyn Launcher>),
+}
+
+impl std::fmt::Debug for LowRankMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LowRankMemory::Host => f.write_str("Host"),
+            LowRankMemory::Device(launcher) => f.debug_tuple("Device").field(&launcher.name()).finish(),
+        }
+    }
+}
+
+/// Why an update could not be put in its place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LowRankError {
+    #[error(transparent)]
+    Stored(#[from] PackError),
+    /// The device has no room for it, or failed.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// bf16 if that is how both came, f32 otherwise.
@@ -44,19 +78,20 @@ pub struct LowRankUpdate<'a> {
 }
 
 impl LowRank {
-    /// `a` is rank × inputs, `b` outputs × rank; output `o` is row `source(o)` of `b`.
+    /// `a` is rank × inputs, `b` outputs × rank; output `o` is row `source(o)` of `b`. Lies in `memory`.
     ///
     /// # Panics
-    /// If the two are of different ranks.
+    /// If the two are of different ranks, or of none.
     pub fn new(
         a: Stored<'_>,
         b: Stored<'_>,
         scale: f32,
         source: impl Fn(usize) -> usize,
-    ) -> Result<LowRank, PackError> {
+        memory: &LowRankMemory,
+    ) -> Result<LowRank, LowRankError> {
         a.check()?;
         b.check()?;
-        assert_eq!(a.rows, b.cols, "two factors of one rank");
+        assert!(a.rows == b.cols && a.rows > 0, "two factors of one rank");
         let (rank, inputs, outputs) = (a.rows, a.cols, b.rows);
         let values = |stored: Stored<'_>| {
             let mut values = vec![0.0; stored.rows * stored.cols];
@@ -65,11 +100,42 @@ impl LowRank {
         };
         let brain = a.dtype == Dtype::BF16 && b.dtype == Dtype::BF16;
         let (a, b) = (values(a), values(b));
-        let a = Factor::new(brain, (rank.next_multiple_of(RANK_TILE), inputs), |k, i| {
-            if k < rank { a[k * inputs + i] } else { 0.0 }
-        });
-        let b = Factor::new(brain, (rank, outputs), |k, o| b[source(o) * rank + k]);
-        Ok(LowRank { rank, inputs, outputs, scale, a, b })
+        let factors = match memory {
+            LowRankMemory::Host => Factors::Host([
+                Factor::new(brain, (rank.next_multiple_of(RANK_TILE), inputs), |k, i| {
+                    if k < rank { a[k * inputs + i] } else { 0.0 }
+                }),
+                Factor::new(brain, (rank, outputs), |k, o| b[source(o) * rank + k]),
+            ]),
+            LowRankMemory::Device(launcher) => {
+                let b: Vec<f32> =
+                    (0..outputs).flat_map(|o| b[source(o) * rank..][..rank].iter().copied()).collect();
+                Factors::Device(DeviceFactors::upload(launcher, brain, (&a, inputs), (&b, rank))?)
+            }
+        };
+        Ok(LowRank { rank, inputs, outputs, scale, factors })
+    }
+
+    /// Both factors.
+    ///
+    /// # Panics
+    /// If they lie in a device's memory.
+    pub(crate) fn on_host(&self) -> &[Factor; 2] {
+        match &self.factors {
+            Factors::Host(factors) => factors,
+            Factors::Device(_) => panic!("a low-rank update lies in a device's memory"),
+        }
+    }
+
+    /// Both factors.
+    ///
+    /// # Panics
+    /// If they lie in host memory.
+    pub(crate) fn on_device(&self) -> &DeviceFactors {
+        match &self.factors {
+            Factors::Host(_) => panic!("a low-rank update lies in host memory"),
+            Factors::Device(factors) => factors,
+        }
     }
 
     pub fn rank(&self) -> usize {
@@ -82,7 +148,10 @@ impl LowRank {
 
     /// Bytes of memory the factors take.
     pub fn bytes(&self) -> usize {
-        self.a.bytes() + self.b.bytes()
+        match &self.factors {
+            Factors::Host(factors) => factors.iter().map(Factor::bytes).sum(),
+            Factors::Device(factors) => factors.bytes(),
+        }
     }
 
     /// Ranks there is room for in A, and in what x · Aᵀ is.

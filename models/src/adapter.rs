@@ -1,12 +1,12 @@
 //! LoRA adapters (Hu et al. 2021, arXiv:2106.09685): low-rank updates of a model's linear layers, from files, checked against
-//! the model they are for. They stay in host memory; whoever holds one keeps it alive.
+//! the model they are for. They lie where the model is computed; whoever holds one keeps it alive.
 
 mod gguf;
 mod peft;
 
 use std::path::Path;
 
-use rill_kernels::{LowRank, Stored};
+use rill_kernels::{LowRank, LowRankError, LowRankMemory, Stored};
 use sha2::{Digest, Sha256};
 
 use crate::layers::QkvOrder;
@@ -44,6 +44,8 @@ pub struct AdapterSites {
     turning: usize,
     intermediate: usize,
     layers: Vec<LayerSites>,
+    /// Where their weights go.
+    memory: LowRankMemory,
 }
 
 /// Weights of one adapter.
@@ -104,7 +106,7 @@ impl Adapter {
         &self.digest
     }
 
-    /// Memory it takes.
+    /// Memory it takes where the model is computed.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -115,7 +117,12 @@ impl Adapter {
 }
 
 impl AdapterSites {
-    pub(crate) fn new(config: &ModelConfig, from_hub: bool, layers: Vec<LayerSites>) -> AdapterSites {
+    pub(crate) fn new(
+        config: &ModelConfig,
+        from_hub: bool,
+        layers: Vec<LayerSites>,
+        memory: LowRankMemory,
+    ) -> AdapterSites {
         AdapterSites {
             architecture: config.architecture.clone(),
             from_hub,
@@ -126,6 +133,7 @@ impl AdapterSites {
             turning: config.rope.dimension_count,
             intermediate: config.intermediate_size,
             layers,
+            memory,
         }
     }
 
@@ -138,6 +146,20 @@ impl AdapterSites {
         } else {
             peft::load(self, path, rank_max)
         }
+    }
+
+    /// Most memory that an adapter takes whose ranks are at most `rank`: every matrix has an update, in f32.
+    pub fn bytes_max(&self, rank: usize) -> usize {
+        let (hidden, queries, keys, width) = (self.hidden, self.queries, self.keys, self.intermediate);
+        // Numbers of both factors for each rank, filled up to whole tiles or vectors of 16.
+        let both = |inputs: usize, outputs: usize| inputs.next_multiple_of(16) + outputs.next_multiple_of(16);
+        let of_layer = |sites: &LayerSites| {
+            let attention = both(hidden, queries) + 2 * both(hidden, keys) + both(queries, hidden);
+            let feed_forward = |gated: bool| (1 + usize::from(gated)) * both(hidden, width) + both(width, hidden);
+            sites.attention.map_or(0, |_| attention) + sites.feed_forward.map_or(0, feed_forward)
+        };
+        let numbers: usize = self.layers.iter().map(of_layer).sum();
+        size_of::<f32>() * rank.next_multiple_of(16) * numbers
     }
 
     /// The layer and GGUF name of each matrix that may have an update, by the names published files give them.
@@ -211,7 +233,11 @@ impl AdapterSites {
                 hasher.update((factor.data.len() as u64).to_le_bytes());
                 hasher.update(factor.data);
             }
-            let weights = LowRank::new(found.a, found.b, found.scale, source).map_err(|e| wrong(e.to_string()))?;
+            let weights = LowRank::new(found.a, found.b, found.scale, source, &self.memory);
+            let weights = weights.map_err(|error| match error {
+                LowRankError::Stored(error) => wrong(error.to_string()),
+                LowRankError::Device(reason) => ModelError::Device(format!("{}: {reason}", path.display())),
+            })?;
             adapter.rank = adapter.rank.max(rank);
             adapter.bytes += weights.bytes();
             updates.push(PlacedUpdate { weights, first });

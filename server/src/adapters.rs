@@ -43,8 +43,8 @@ pub enum AdapterError {
         "{held} lora adapters are in memory, {retired} of them unloaded but still used by requests, and the limit is {limit} (--max-loras)"
     )]
     Full { held: usize, retired: usize, limit: usize },
-    #[error("lora adapters are computed on the CPU only so far: start the server with --device cpu")]
-    Device,
+    #[error("this model runs through candle, which takes no lora adapters")]
+    Model,
     #[error("lora_path: {0}")]
     Files(#[from] ModelError),
 }
@@ -61,7 +61,7 @@ pub struct NamedAdapter {
 
 /// All adapters of a server.
 pub struct Adapters {
-    /// `None`: the model, or what it runs on, takes none.
+    /// `None`: the model takes none.
     sites: Option<AdapterSites>,
     limits: AdapterLimits,
     /// Of the model itself.
@@ -91,10 +91,17 @@ impl Adapters {
         if self.limits.at_run_time { self.limits.count_max } else { self.state().named.len() }
     }
 
+    /// Most memory that adapters loaded at run time may take beside those there are.
+    pub fn bytes_to_come(&self) -> usize {
+        let each = self.sites.as_ref().map_or(0, |sites| sites.bytes_max(self.limits.rank_max));
+        let held = self.state().named.len();
+        self.count_max().saturating_sub(held).saturating_mul(each)
+    }
+
     /// Reads the files at `path` and offers them as `name`; `in_place`: instead of what has that name already. Takes as long
     /// as the files do.
     pub fn load(&self, name: &str, path: &Path, in_place: bool) -> Result<(), AdapterError> {
-        let sites = self.sites.as_ref().ok_or(AdapterError::Device)?;
+        let sites = self.sites.as_ref().ok_or(AdapterError::Model)?;
         let shown = |c: char| !c.is_control() && c != ',' && c != '"';
         if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(shown) {
             return Err(AdapterError::Name);
@@ -186,9 +193,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_none_can_run_they_are_refused_with_what_would_help() {
+    fn where_none_can_run_they_are_refused_and_nothing_is_kept_for_them() {
         let limits = AdapterLimits { count_max: 8, rank_max: 64, at_run_time: true };
-        let error = Adapters::new(None, limits, &[]).load("a", Path::new("."), false).unwrap_err();
-        assert!(error.to_string().contains("--device cpu"), "{error}");
+        let adapters = Adapters::new(None, limits, &[]);
+        let error = adapters.load("a", Path::new("."), false).unwrap_err();
+        assert!(error.to_string().contains("candle"), "{error}");
+        assert_eq!(adapters.bytes_to_come(), 0);
     }
 }

@@ -12,7 +12,7 @@ use rill_models::{
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::adapters::{AdapterError, Adapters};
+use crate::adapters::{AdapterError, AdapterLimits, Adapters};
 use crate::app::unix_seconds;
 use crate::chat_template::{ChatTemplate, TemplateError};
 use crate::config::{ConfigError, KvCacheBytes, ServeConfig};
@@ -93,7 +93,8 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     };
     let kv_bytes_per_token =
         shape.kv_bytes_per_token + draft.as_ref().map_or(0, |draft| draft.model.shape().kv_bytes_per_token);
-    let num_blocks = limits.blocks(kv_bytes_per_token, shape.context_len, model.device_memory_free())?;
+    let device_free = model.device_memory_free().map(|free| device_bytes_free(free, &adapters)).transpose()?;
+    let num_blocks = limits.blocks(kv_bytes_per_token, shape.context_len, device_free)?;
     let capacity = num_blocks * limits.block_size;
     if capacity < shape.context_len {
         tracing::warn!(
@@ -158,10 +159,24 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
     Ok(Loaded { serving, description, kv_bytes: capacity * kv_bytes_per_token })
 }
 
+/// What a device has left for the KV cache: adapters that requests may load find room beside it.
+fn device_bytes_free(free: usize, adapters: &Adapters) -> Result<usize, ConfigError> {
+    let AdapterLimits { count_max, rank_max, .. } = adapters.limits();
+    let to_come = adapters.bytes_to_come();
+    if to_come == 0 || to_come < free {
+        return Ok(free - to_come);
+    }
+    let reason = format!(
+        "{count_max} adapters of rank {rank_max} may take {to_come} bytes beside the model, and {free} are free on the \
+         device: lower --max-loras or --max-lora-rank"
+    );
+    Err(ConfigError::new("enable-runtime-lora", reason))
+}
+
 /// The adapters named on the command line. Without a place for any, what would load them is refused.
 fn adapters(config: &ServeConfig, sites: Option<AdapterSites>, names: &[String]) -> Result<Adapters, StartError> {
     if sites.is_none() && config.lora_limits.at_run_time {
-        return Err(ConfigError::new("enable-runtime-lora", AdapterError::Device.to_string()).into());
+        return Err(ConfigError::new("enable-runtime-lora", AdapterError::Model.to_string()).into());
     }
     let adapters = Adapters::new(sites, config.lora_limits, names);
     for (name, path) in &config.lora {

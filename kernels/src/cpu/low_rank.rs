@@ -107,7 +107,7 @@ pub(super) fn add(
         let part = &shrinking[chunk];
         // SAFETY: the ISA is available; rows and inputs were checked; each place of `inner` belongs to one part.
         unsafe {
-            match &part.update.weights.a {
+            match &part.update.weights.on_host()[0] {
                 Factor::Single(a) => dispatch_shrink_single(isa, part, x, a.as_ptr()),
                 Factor::Brain(a) => dispatch_shrink_brain(isa, part, x, a.as_ptr()),
             }
@@ -120,7 +120,7 @@ pub(super) fn add(
         // SAFETY: the ISA is available; rows and outputs were checked; each place of `out` belongs to one part, unless two
         // updates share it, which callers rule out.
         unsafe {
-            match &part.update.weights.b {
+            match &part.update.weights.on_host()[1] {
                 Factor::Single(b) => dispatch_grow_single(isa, part, b.as_ptr(), (out, width)),
                 Factor::Brain(b) => dispatch_grow_brain(isa, part, b.as_ptr(), (out, width)),
             }

@@ -16,7 +16,7 @@ pub use simd::Isa;
 use crate::backend::{
     Activation, AttentionShape, Backend, CacheShape, ColumnRuns, KvDtype, LogitFinish, Rope, RowDtype, StepInput,
 };
-use crate::low_rank::LowRankUpdate;
+use crate::low_rank::{LowRankMemory, LowRankUpdate};
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
@@ -355,8 +355,8 @@ impl Backend for CpuBackend {
         linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (&mut out.data, width, Store::Add));
     }
 
-    fn takes_low_rank(&self) -> bool {
-        true
+    fn low_rank_memory(&self) -> LowRankMemory {
+        LowRankMemory::Host
     }
 
     fn add_low_rank(&mut self, x: &Rows, updates: &[LowRankUpdate<'_>], out: &mut Matrix) {

@@ -9,6 +9,7 @@ use super::graphs::{Graphs, bucket};
 use super::launch::{Arg, DevicePointer, Launch, Launcher};
 use super::linear::{Linear, STAGED_BLOCKS_MIN};
 use super::logits::Logits;
+use super::low_rank::LowRankLists;
 use super::matrix::{Matrix, Vector};
 use super::memory::{Bytes, BytesMut, Device, DeviceBuffer};
 use super::rows::Rows;
@@ -17,6 +18,7 @@ use crate::backend::{
     Ranking, Rope, StepInput,
 };
 use crate::cpu::Form;
+use crate::low_rank::{LowRankMemory, LowRankUpdate};
 use crate::packed::{PackError, Stored};
 use crate::pool::Pool;
 use std::ops::Range;
@@ -38,6 +40,7 @@ pub struct CudaBackend {
     ids: DeviceBuffer,
     scales: DeviceBuffer,
     pub(super) logits: Logits,
+    low_rank: LowRankLists,
 }
 
 /// A block for each row.
@@ -57,6 +60,7 @@ impl CudaBackend {
             ids: DeviceBuffer::default(),
             scales: DeviceBuffer::default(),
             logits: Logits::default(),
+            low_rank: LowRankLists::default(),
         }
     }
 
@@ -186,6 +190,7 @@ impl Backend for CudaBackend {
     }
 
     fn prepare(&mut self, input: StepInput<'_>, rope: &Rope, heads: AttentionShape, step: &mut Step) {
+        self.low_rank.restart();
         step.prepare(&self.device, input, (rope, heads), self.padded);
     }
 
@@ -221,6 +226,14 @@ impl Backend for CudaBackend {
     fn linear_add(&mut self, layer: &Linear, x: &Rows, out: &mut Matrix) {
         assert!(out.rows == x.rows && out.width == layer.rows(), "the residual stream has another shape");
         self.multiply(layer, x, out, true);
+    }
+
+    fn low_rank_memory(&self) -> LowRankMemory {
+        LowRankMemory::Device(self.device.launcher().clone())
+    }
+
+    fn add_low_rank(&mut self, x: &Rows, updates: &[LowRankUpdate<'_>], out: &mut Matrix) {
+        self.low_rank.add(&self.device, x, updates, out);
     }
 
     fn logits(&mut self, layer: &Linear, x: &Rows, finish: LogitFinish<'_, Vector>, out: &mut Vec<f32>) {

@@ -268,8 +268,9 @@ impl Launcher for Driver {
     unsafe fn capture(&self, launches: &Launches) -> Result<Graph, CudaError> {
         self.enter()?;
         let what = "a graph of launches";
-        // SAFETY: forwarded; the stream is this thread's alone while the context's owner captures, and launches are
-        // noted and not run.
+        // While the stream captures, no other thread uploads to it: adapters are loaded while requests run.
+        let mut host = self.host();
+        // SAFETY: forwarded; the stream is this thread's alone while it captures, and launches are noted and not run.
         let exec = unsafe {
             let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             result::stream::begin_capture(self.stream, mode).map_err(failed(what))?;
@@ -282,7 +283,6 @@ impl Launcher for Driver {
             result::graph::destroy(graph).map_err(failed(what))?;
             exec?
         };
-        let mut host = self.host();
         host.graphs_made += 1;
         let graph = Graph(host.graphs_made);
         host.graphs.insert(graph, exec);

@@ -12,13 +12,17 @@ pub(super) const STAGED_TILES: usize = 8;
 pub(super) const STAGED_ROWS: usize = 64;
 const STAGES: usize = 4;
 
+/// kernels/cuda/low_rank.cu: sums of 8 warps; 8 rows of 64 ranks, and 4 places between them.
+pub(super) const SHRINK_SHARED: usize = 8 * 128 * 4;
+pub(super) const GROW_SHARED: usize = 8 * 68 * 4;
+
 /// All stages, from the bytes of a tile's weights and of a row in one of them.
 const fn staged(tile: usize, row: usize) -> usize {
     STAGES * (STAGED_TILES * tile + STAGED_ROWS * row)
 }
 
 /// Names as in kernels/cuda, and bytes of dynamic shared memory: all but attention over the cache.
-const PLAIN: [(&str, usize); 34] = [
+const PLAIN: [(&str, usize); 36] = [
     ("embed", 0),
     ("rms_norm", 32),
     ("layer_norm", 32),
@@ -44,6 +48,8 @@ const PLAIN: [(&str, usize); 34] = [
     ("linear_single_1x1", SMALL),
     ("linear_single_2x4", LARGE),
     ("linear_single_staged", staged(1024, 96)),
+    ("low_rank_shrink", SHRINK_SHARED),
+    ("low_rank_grow", GROW_SHARED),
     ("rope_table", 0),
     ("rope_write_bf16", 0),
     ("rope_write_f16", 0),

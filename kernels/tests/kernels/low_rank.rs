@@ -3,7 +3,9 @@
 use crate::inputs::{F32, Numbers, backends, cases, describe, difference, matrix};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use rill_kernels::{Backend, CpuBackend, Dtype, Isa, LowRank, LowRankUpdate, Rows, Stored, reference};
+use rill_kernels::{
+    Backend, CpuBackend, Dtype, Isa, LowRank, LowRankMemory, LowRankUpdate, Rows, Stored, reference,
+};
 use std::sync::Arc;
 
 /// One adapter's part of a layer.
@@ -49,6 +51,7 @@ fn update(
         Stored { dtype: dtypes[1], rows: outputs, cols: rank, data: &b_bytes },
         scale,
         |o| o,
+        &LowRankMemory::Host,
     );
     Update { weights: Arc::new(weights.expect("whole rows")), a, b, scale, rows, first }
 }
@@ -155,7 +158,7 @@ fn outputs_come_in_the_order_asked_for() {
     let b = bytes(Dtype::F32, &[10.0, 20.0, 30.0]);
     let a = Stored { dtype: Dtype::F32, rows: 1, cols: 2, data: &a };
     let b = Stored { dtype: Dtype::F32, rows: 3, cols: 1, data: &b };
-    let weights = LowRank::new(a, b, 2.0, |o| 2 - o).expect("sound");
+    let weights = LowRank::new(a, b, 2.0, |o| 2 - o, &LowRankMemory::Host).expect("sound");
     assert_eq!((weights.rank(), weights.bytes()), (1, (4 * 16 + 16) * 4));
     let update = Update { weights: Arc::new(weights), a: vec![], b: vec![], scale: 2.0, rows: vec![1], first: 1 };
     let out = run(&mut backend, (&[5.0, 7.0, 0.5, 9.0], 2), (&[1.0; 8], 4), &[&update]);
@@ -167,7 +170,8 @@ fn factors_that_are_cut_short_are_refused() {
     let data = [0; 16];
     let sound = Stored { dtype: Dtype::F32, rows: 2, cols: 2, data: &data };
     let short = Stored { data: &data[..12], ..sound };
-    assert!(LowRank::new(sound, sound, 1.0, |o| o).is_ok());
-    assert!(LowRank::new(short, sound, 1.0, |o| o).is_err());
-    assert!(LowRank::new(sound, short, 1.0, |o| o).is_err());
+    let load = |a, b| LowRank::new(a, b, 1.0, |o| o, &LowRankMemory::Host);
+    assert!(load(sound, sound).is_ok());
+    assert!(load(short, sound).is_err());
+    assert!(load(sound, short).is_err());
 }

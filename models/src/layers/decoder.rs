@@ -131,8 +131,7 @@ pub(crate) struct Decoder<B: Backend, L> {
     host_norm: HostNorm,
     head: Head<B>,
     caches: Vec<B::KvCache>,
-    /// `None` where the backend takes no updates.
-    adapter_sites: Option<AdapterSites>,
+    adapter_sites: AdapterSites,
     buffers: Buffers<B>,
     /// The step's rows, filled up.
     padded: Padded,
@@ -214,10 +213,8 @@ impl<B: Backend, L: Layer<B>> Decoder<B, L> {
         let norm = all.norm("output_norm", norm, hidden)?;
         let cache_bytes = |layer: &mut L| backend.kv_bytes_per_token(kinds[layer.attention().kind].heads);
         let kv_bytes_per_token = layers.iter_mut().map(cache_bytes).sum();
-        let adapter_sites = backend.takes_low_rank().then(|| {
-            let sites = layers.iter().map(|layer| layer.sites()).collect();
-            AdapterSites::new(config, weights.are_from_hub(), sites)
-        });
+        let sites = layers.iter().map(|layer| layer.sites()).collect();
+        let adapter_sites = AdapterSites::new(config, weights.are_from_hub(), sites, backend.low_rank_memory());
         backend.check().map_err(runtime)?;
         Ok(Decoder {
             shape: ModelShape {
@@ -264,7 +261,7 @@ impl<B: Backend, L: Layer<B>> Model for Decoder<B, L> {
     }
 
     fn adapter_sites(&self) -> Option<&AdapterSites> {
-        self.adapter_sites.as_ref()
+        Some(&self.adapter_sites)
     }
 
     fn allocate_kv_cache(&mut self, blocks: usize, block_size: usize) -> Result<(), ModelError> {

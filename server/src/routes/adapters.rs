@@ -52,7 +52,7 @@ impl From<AdapterError> for ApiError {
             | AdapterError::Loaded(_)
             | AdapterError::Loading(_)
             | AdapterError::Full { .. }
-            | AdapterError::Device => ApiError::invalid("lora_name", message),
+            | AdapterError::Model => ApiError::invalid("lora_name", message),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::attention::{DTYPES, World, merging, small};
 use crate::inputs::VARIANT;
-use crate::{linear, rows, sampling};
+use crate::{linear, low_rank, rows, sampling};
 use rill_cuda_shim::{SANITIZER_RUNTIME, Variant};
 use rill_kernels::{Dtype, KvDtype};
 
@@ -81,6 +81,7 @@ fn sanitized() {
     linear::check_embeddings();
     rows::check_rows(3, 333, &[2, 0], 1).expect("sound");
     rows::check_sums(3, 333, 2).expect("sound");
+    (0..2).for_each(|seed| low_rank::check_small(seed).expect("sound"));
     (0..6).for_each(|seed| sampling::check(5000, 20, 2, false, seed).expect("sound"));
 }
 
