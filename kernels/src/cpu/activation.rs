@@ -1,9 +1,12 @@
 //! Nonlinearities: gated and plain feed-forward activations, fused with quantising, and the soft cap of logits.
 
 use super::norm::{Lanes, Place, load_part, put_pieces, store_part};
+use super::rows::BLOCK_ROWS;
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
+use crate::packed::GROUP;
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+use std::mem::MaybeUninit;
 
 /// A function of one value.
 trait Function {
@@ -114,6 +117,65 @@ pub(super) struct Row<'a> {
     pub up: Option<&'a [f32]>,
 }
 
+/// Rows of a gated layer as their products leave them: each has its `width` gates, then as many values they are for.
+#[derive(Clone, Copy)]
+pub(super) struct Gated<'a> {
+    pub activation: Activation,
+    pub values: &'a [f32],
+    pub width: usize,
+}
+
+impl Gated<'_> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> Row<'_> {
+        let (x, up) = self.values[row * 2 * self.width..][..2 * self.width].split_at(self.width);
+        Row { activation: self.activation, x, up: Some(up) }
+    }
+}
+
+#[inline(always)]
+unsafe fn apply_gated<S: Simd>(rows: Gated<'_>, (first, column, out): Place) {
+    let count = rows.values.len() / (2 * rows.width);
+    let mut row = 0;
+    while row < count {
+        // SAFETY: forwarded.
+        unsafe {
+            if count - row >= BLOCK_ROWS && (first + row).is_multiple_of(BLOCK_ROWS) {
+                match rows.activation {
+                    Activation::Silu => apply_block::<S, Silu>(rows, row, (first, column, out)),
+                    Activation::Gelu => apply_block::<S, Gelu>(rows, row, (first, column, out)),
+                    Activation::GeluTanh => apply_block::<S, GeluTanh>(rows, row, (first, column, out)),
+                    Activation::Relu => apply_block::<S, Relu>(rows, row, (first, column, out)),
+                    Activation::ReluSquared => apply_block::<S, ReluSquared>(rows, row, (first, column, out)),
+                }
+                row += BLOCK_ROWS;
+            } else {
+                apply::<S>(rows.row(row), (first + row, column, out));
+                row += 1;
+            }
+        }
+    }
+}
+
+/// A block of rows from `row` on, a group of columns at a time.
+#[inline(always)]
+unsafe fn apply_block<S: Simd, F: Function>(rows: Gated<'_>, row: usize, (first, column, out): Place) {
+    let mut block = MaybeUninit::<[[f32; GROUP]; BLOCK_ROWS]>::uninit();
+    let block: *mut f32 = block.as_mut_ptr().cast();
+    for at in (0..rows.width).step_by(GROUP) {
+        // SAFETY: the block holds a group of each row; the rest is forwarded.
+        unsafe {
+            for r in 0..BLOCK_ROWS {
+                let Row { x, up, .. } = rows.row(row + r);
+                let values = Applied::<F> { x, up, function: std::marker::PhantomData };
+                S::store(block.add(r * GROUP), Lanes::<S>::lanes(&values, at));
+                S::store(block.add(r * GROUP + LANES), Lanes::<S>::lanes(&values, at + LANES));
+            }
+            out.put_column::<S>(first + row, column + at, block);
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn apply<S: Simd>(row: Row<'_>, out: Place) {
     #[inline(always)]
@@ -140,6 +202,14 @@ pub(super) unsafe fn apply_row(isa: Isa, row: Row<'_>, out: Place) {
     assert!(row.up.is_none_or(|up| up.len() == row.x.len()), "a gate and an up value for each output");
     // SAFETY: forwarded.
     unsafe { dispatch!(isa, fn apply(row: Row<'_>, out: Place)) }
+}
+
+/// # Safety
+/// As for [`apply_row`], for each of the rows from the place on.
+pub(super) unsafe fn apply_rows(isa: Isa, rows: Gated<'_>, out: Place) {
+    assert!(rows.width.is_multiple_of(GROUP), "a gated layer's outputs come in groups");
+    // SAFETY: forwarded.
+    unsafe { dispatch!(isa, fn apply_gated(rows: Gated<'_>, out: Place)) }
 }
 
 /// `cap · tanh(x · inner)`, where `doubled` is 2 · log2 e · inner.

@@ -142,17 +142,47 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
 
 /// Rounds in which threads take their chunks.
 const ROUNDS: usize = 5;
+/// The same where a tile's products take long enough to wait for.
+const ROUNDS_MANY: usize = 7;
+/// Rows from which on they do.
+const MANY_ROWS: usize = 64;
 
-/// A chunk's tiles: every round hands out half of what is left, in equal parts, the last one all of it. Long runs come
+fn rounds(rows: usize) -> usize {
+    if rows < MANY_ROWS { ROUNDS } else { ROUNDS_MANY }
+}
+
+/// A chunk's units: every round hands out half of what is left, in equal parts, the last one all of it. Long runs come
 /// first, which memory likes; short ones come last, so that nobody waits long for a thread that lost its core.
-fn share(tiles: usize, threads: usize, chunk: usize) -> Range<usize> {
+fn share(units: usize, (rounds, threads): (usize, usize), chunk: usize) -> Range<usize> {
     let bound = |chunk: usize| {
         let (round, part) = (chunk / threads, chunk % threads);
-        let start = tiles - (tiles >> round);
-        let end = if round + 1 == ROUNDS { tiles } else { tiles - (tiles >> (round + 1)) };
-        if round == ROUNDS { tiles } else { start + (end - start) * part / threads }
+        let start = units - (units >> round);
+        let end = if round + 1 == rounds { units } else { units - (units >> (round + 1)) };
+        if round == rounds { units } else { start + (end - start) * part / threads }
     };
     bound(chunk)..bound(chunk + 1)
+}
+
+/// Rows that a tile meets at a time where there are more: what else a thread has to do meanwhile is done for so many.
+const PART_ROWS: usize = 128;
+
+/// Cuts units, which are parts of tiles' rows, tile by tile, into runs of whole tiles and parts of one.
+fn runs(units: Range<usize>, parts: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let mut at = units.start;
+    std::iter::from_fn(move || {
+        if at >= units.end {
+            return None;
+        }
+        let (tile, part) = (at / parts, at % parts);
+        let whole = units.end / parts;
+        if part == 0 && tile < whole {
+            at = whole * parts;
+            return Some((tile..whole, 0..parts));
+        }
+        let until = (part + units.end - at).min(parts);
+        at += until - part;
+        Some((tile..tile + 1, part..until))
+    })
 }
 
 /// Panics where rows are not in the form that `matrix` reads.
@@ -180,23 +210,25 @@ pub(crate) fn linear(
     let width: usize = matrices.iter().map(|m| m.rows).sum();
     assert!(width <= stride && x.rows * stride <= out.len(), "a linear layer's output does not fit");
     matrices.iter().for_each(|matrix| check_form(matrix, x));
-    let all: usize = matrices.iter().map(Packed::tiles).sum();
-    let threads = pool.threads();
+    let tiles: usize = matrices.iter().map(Packed::tiles).sum();
+    let (parts, shares) = (x.rows.div_ceil(PART_ROWS).max(1), (rounds(x.rows), pool.threads()));
     let data = Shared::new(out);
-    pool.run(ROUNDS * threads, &|chunk| {
-        let mut mine = share(all, threads, chunk);
-        let (mut first_tile, mut first) = (0, 0);
-        for weights in matrices {
-            let last = first_tile + weights.tiles();
-            if mine.start < mine.end && mine.start < last {
-                let until = mine.end.min(last);
-                let tiles = mine.start - first_tile..until - first_tile;
-                let out = Output { data, stride, first: first + tiles.start * TILE_ROWS, store };
-                // SAFETY: the ISA was detected, forms and sizes are asserted above, and chunks are disjoint tiles.
-                unsafe { run(isa, &Job { weights, tiles, x, rows: 0..x.rows, out }) }
-                mine.start = until;
+    pool.run(shares.0 * shares.1, &|chunk| {
+        for (tiles, parts) in runs(share(tiles * parts, shares, chunk), parts) {
+            let rows = parts.start * PART_ROWS..x.rows.min(parts.end * PART_ROWS);
+            let (mut mine, mut first_tile, mut first) = (tiles, 0, rows.start * stride);
+            for weights in matrices {
+                let last = first_tile + weights.tiles();
+                if mine.start < mine.end && mine.start < last {
+                    let until = mine.end.min(last);
+                    let tiles = mine.start - first_tile..until - first_tile;
+                    let out = Output { data, stride, first: first + tiles.start * TILE_ROWS, store };
+                    // SAFETY: the ISA was detected, forms and sizes are asserted above, and chunks are disjoint tiles or rows.
+                    unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), out }) }
+                    mine.start = until;
+                }
+                (first_tile, first) = (last, first + weights.rows);
             }
-            (first_tile, first) = (last, first + weights.rows);
         }
     });
 }
@@ -234,17 +266,17 @@ pub(crate) fn gated(
             "a gated layer has a gate and an up value for each"
         );
     }
-    let (all, threads) = (out.cols / UNIT, pool.threads());
     let block_rows = x.rows.clamp(1, WIDE / (2 * UNIT));
-    let hot = WIDE / (2 * UNIT * block_rows);
-    pool.run(ROUNDS * threads, &|chunk| {
-        let mine = share(all, threads, chunk);
+    let (blocks, hot) = (x.rows.div_ceil(block_rows), WIDE / (2 * UNIT * block_rows));
+    debug_assert!(blocks == 1 || hot == 1);
+    let (all, shares) = (out.cols / UNIT * blocks, (rounds(x.rows), pool.threads()));
+    pool.run(shares.0 * shares.1, &|chunk| {
+        let mine = share(all, shares, chunk);
         let mut wide = Wide([const { MaybeUninit::uninit() }; WIDE]);
         let data = Shared::uninit(&mut wide.0);
-        for (first, block) in
-            mine.clone().step_by(hot).flat_map(|u| (0..x.rows).step_by(block_rows).map(move |b| (u, b)))
-        {
-            let width = UNIT * (hot.min(mine.end - first));
+        for at in mine.clone().step_by(hot) {
+            let (first, block) = (at / blocks, at % blocks * block_rows);
+            let width = UNIT * hot.min(mine.end - at);
             let rows = block..(block + block_rows).min(x.rows);
             for (half, (weights, first_tile)) in halves.into_iter().enumerate() {
                 let tile = first_tile + first * UNIT / TILE_ROWS;
@@ -253,13 +285,12 @@ pub(crate) fn gated(
                 // SAFETY: the ISA was detected, forms and sizes are asserted above, and `wide` is this chunk's.
                 unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), out }) }
             }
-            for row in rows {
-                // SAFETY: the values were just written and nobody else has them.
-                let values = unsafe { std::slice::from_raw_parts(data.at((row - block) * 2 * width), 2 * width) };
-                let (gate, up) = values.split_at(width);
-                let row_part = activation::Row { activation, x: gate, up: Some(up) };
-                // SAFETY: the ISA was detected; columns of units belong to one chunk each, inside `out`.
-                unsafe { activation::apply_row(isa, row_part, (row, first * UNIT, out)) }
+            // SAFETY: the values were just written and nobody else has them; columns of units and rows of blocks belong to
+            // one chunk each, inside `out`, and the ISA was detected.
+            unsafe {
+                let values = std::slice::from_raw_parts(data.at(0).cast_const(), rows.len() * 2 * width);
+                let gated = activation::Gated { activation, values, width };
+                activation::apply_rows(isa, gated, (rows.start, first * UNIT, out));
             }
         }
     });
@@ -267,18 +298,38 @@ pub(crate) fn gated(
 
 #[cfg(test)]
 mod tests {
-    use super::{ROUNDS, share};
+    use super::{ROUNDS, ROUNDS_MANY, runs, share};
 
     #[test]
     fn shares_cover_every_tile_once() {
         for (tiles, threads) in (0..70).flat_map(|tiles| (1..6).map(move |threads| (tiles, threads))) {
-            let mut next = 0;
-            for chunk in 0..ROUNDS * threads {
-                let share = share(tiles, threads, chunk);
-                assert_eq!(share.start, next, "{tiles} tiles, {threads} threads, chunk {chunk}");
-                next = share.end;
+            for rounds in [ROUNDS, ROUNDS_MANY] {
+                let mut next = 0;
+                for chunk in 0..rounds * threads {
+                    let share = share(tiles, (rounds, threads), chunk);
+                    assert_eq!(
+                        share.start, next,
+                        "{tiles} tiles, {rounds} rounds, {threads} threads, chunk {chunk}"
+                    );
+                    next = share.end;
+                }
+                assert_eq!(next, tiles);
             }
-            assert_eq!(next, tiles);
+        }
+    }
+
+    #[test]
+    fn runs_cover_every_part_once() {
+        for (parts, start, end) in (1..5).flat_map(|p| (0..15).flat_map(move |s| (s..15).map(move |e| (p, s, e))))
+        {
+            let mut next = start;
+            for (tiles, some) in runs(start..end, parts) {
+                assert_eq!(tiles.start * parts + some.start, next, "{parts} parts, {start}..{end}");
+                assert!(!tiles.is_empty() && !some.is_empty() && some.end <= parts);
+                assert!(tiles.len() == 1 || some == (0..parts), "several tiles come whole");
+                next = (tiles.end - 1) * parts + some.end;
+            }
+            assert_eq!(next, end);
         }
     }
 }

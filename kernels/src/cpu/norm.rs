@@ -3,6 +3,7 @@
 use super::rows::RowsOut;
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::packed::GROUP;
+use std::mem::MaybeUninit;
 
 /// A row of results, sixteen at a time. A trait and not a closure: closures are compiled without the ISA's features.
 pub(super) trait Lanes<S: Simd> {
@@ -41,20 +42,23 @@ pub(super) unsafe fn store_part<S: Simd>(x: *mut f32, at: usize, len: usize, v: 
 /// Where a row of results goes: its number, the first of its columns, all rows.
 pub(super) type Place = (usize, usize, RowsOut);
 
-/// Produces a row 32 values at a time and hands each piece to `out` while it is hot.
+/// Values of a row that are produced before they are handed on: as many groups as are quantised at once.
+const PIECE: usize = 16 * GROUP;
+
+/// Produces a row a piece at a time and hands each to `out` while it is hot.
 #[inline(always)]
 pub(super) unsafe fn put_pieces<S: Simd, L: Lanes<S>>(width: usize, (row, column, out): Place, values: L) {
-    let mut piece = [0.0; GROUP];
+    let mut piece = MaybeUninit::<[f32; PIECE]>::uninit();
+    let piece: *mut f32 = piece.as_mut_ptr().cast();
     let mut first = 0;
     while first < width {
-        let len = GROUP.min(width - first);
-        // SAFETY: `values` may be asked for lanes that begin below `width`; the piece holds 32.
+        let len = PIECE.min(width - first);
+        // SAFETY: `values` may be asked for lanes that begin below `width`; the piece holds all of them.
         unsafe {
-            S::store(piece.as_mut_ptr(), values.lanes(first));
-            if len > LANES {
-                S::store(piece.as_mut_ptr().add(LANES), values.lanes(first + LANES));
+            for at in (0..len).step_by(LANES) {
+                S::store(piece.add(at), values.lanes(first + at));
             }
-            out.put::<S>(row, column + first, piece.as_ptr(), len);
+            out.put::<S>(row, column + first, piece, len);
         }
         first += len;
     }

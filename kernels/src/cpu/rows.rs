@@ -35,6 +35,9 @@ use half::bf16;
 /// Rows a block.
 pub(crate) const BLOCK_ROWS: usize = 16;
 
+/// Groups that are quantised at once, where there are as many.
+const SIXTEEN: usize = LANES;
+
 /// Groups of smaller values are zeros: the reciprocal of their scale would not be finite.
 const AMAX_MIN: f32 = 1e-30;
 
@@ -159,6 +162,13 @@ impl<S: Simd> Quantised<S> {
     }
 }
 
+/// What a code stands for, and what values are multiplied with to become codes, where the largest of a group is `amax`.
+#[inline(always)]
+fn scale_and_inverse(amax: f32) -> (f32, f32) {
+    let amax = if amax < AMAX_MIN { 0.0 } else { amax };
+    (amax / 127.0, if amax == 0.0 { 0.0 } else { 127.0 / amax })
+}
+
 /// Quantises 32 values by the largest of them. A `BRAIN` scale is one that a bf16 holds, and finite whatever the values are.
 ///
 /// # Safety
@@ -169,13 +179,13 @@ pub(crate) unsafe fn quantise<S: Simd, const BRAIN: bool>(x: *const f32) -> Quan
     unsafe {
         let (a, b) = (S::load(x), S::load(x.add(LANES)));
         let amax = S::reduce_max(S::max(S::abs(a), S::abs(b)));
-        let amax = if amax < AMAX_MIN { 0.0 } else { amax };
         let (scale, inverse) = if BRAIN {
+            let amax = if amax < AMAX_MIN { 0.0 } else { amax };
             let scale = bf16::from_f32(amax / 127.0);
             let scale = if scale.is_finite() { scale.to_f32() } else { bf16::MAX.to_f32() };
             (scale, if scale == 0.0 { 0.0 } else { 1.0 / scale })
         } else {
-            (amax / 127.0, if amax == 0.0 { 0.0 } else { 127.0 / amax })
+            scale_and_inverse(amax)
         };
         let inverse = S::splat(inverse);
         let mut codes = [S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse))];
@@ -264,8 +274,14 @@ impl RowsOut {
             }
             let groups = self.cols / GROUP;
             let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
-            for g in 0..len / GROUP {
-                let place = (block * groups + first / GROUP + g) * BLOCK_ROWS + lane;
+            let all = len / GROUP;
+            let (mut g, place) = (0, (block * groups + first / GROUP) * BLOCK_ROWS + lane);
+            while g + SIXTEEN <= all {
+                self.put_sixteen::<S>(x.add(g * GROUP), (place + g * BLOCK_ROWS, BLOCK_ROWS));
+                g += SIXTEEN;
+            }
+            for g in g..all {
+                let place = place + g * BLOCK_ROWS;
                 if self.form.shifted {
                     self.put_shifted::<S>(place, x.add(g * GROUP));
                 }
@@ -279,6 +295,76 @@ impl RowsOut {
                 let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
                 *self.sum.at(place) = group.scale * sum;
                 *self.bias.at(place) = -128 * sum as i32;
+            }
+        }
+    }
+
+    /// Writes columns `first..first + 32` of a block of rows from `row` on, from `x`: 32 values of each.
+    ///
+    /// # Safety
+    /// As for [`RowsOut::put`].
+    #[inline(always)]
+    pub(crate) unsafe fn put_column<S: Simd>(&self, row: usize, first: usize, x: *const f32) {
+        debug_assert!(row.is_multiple_of(BLOCK_ROWS) && first.is_multiple_of(GROUP));
+        // SAFETY: by the contract above, every place written is ours and inside the buffers.
+        unsafe {
+            for i in 0..BLOCK_ROWS {
+                let (row, x) = (row + i, x.add(i * GROUP));
+                if self.form.f32 {
+                    std::ptr::copy_nonoverlapping(x, self.values.at(row * self.cols + first), GROUP);
+                }
+                if self.form.bf16 {
+                    self.put_brain::<S>(row, first, std::slice::from_raw_parts(x, GROUP));
+                }
+            }
+            let place = (row / BLOCK_ROWS * (self.cols / GROUP) + first / GROUP) * BLOCK_ROWS;
+            self.put_sixteen::<S>(x, (place, 1));
+        }
+    }
+
+    /// The 8-bit forms of 16 groups, whose places are `step` apart: as those of one, with fewer instructions, since what
+    /// concerns a whole group is worked out for all of them at once.
+    ///
+    /// # Safety
+    /// As for [`RowsOut::put`].
+    #[inline(always)]
+    unsafe fn put_sixteen<S: Simd>(&self, x: *const f32, (place, step): (usize, usize)) {
+        // SAFETY: by the contract above, every place written is ours and inside the buffers.
+        unsafe {
+            if self.form.shifted {
+                for g in 0..SIXTEEN {
+                    self.put_shifted::<S>(place + g * step, x.add(g * GROUP));
+                }
+            }
+            if !self.form.q8 {
+                return;
+            }
+            let mut largest = [S::zero(); SIXTEEN];
+            for g in 0..SIXTEEN {
+                let x = x.add(g * GROUP);
+                largest[g] = S::max(S::abs(S::load(x)), S::abs(S::load(x.add(LANES))));
+            }
+            let (mut scales, mut inverses) = ([0.0_f32; SIXTEEN], [0.0_f32; SIXTEEN]);
+            S::store(scales.as_mut_ptr(), S::maxima(largest));
+            for (scale, inverse) in scales.iter_mut().zip(&mut inverses) {
+                (*scale, *inverse) = scale_and_inverse(*scale);
+            }
+            let mut sums = [S::zero(); SIXTEEN];
+            for g in 0..SIXTEEN {
+                let (x, inverse) = (x.add(g * GROUP), S::splat(inverses[g]));
+                let code = [S::mul(S::load(x), inverse), S::mul(S::load(x.add(LANES)), inverse)];
+                let codes = [S::round(code[0]), S::round(code[1])];
+                Quantised::<S> { codes, scale: 0.0 }.store(self.q.at((place + g * step) * GROUP));
+                sums[g] = S::add(codes[0], codes[1]);
+            }
+            // Whole numbers below 2^12: the sums are exact in any order.
+            let mut totals = [0.0_f32; SIXTEEN];
+            S::store(totals.as_mut_ptr(), S::totals(sums));
+            for g in 0..SIXTEEN {
+                let place = place + g * step;
+                *self.scale.at(place) = scales[g];
+                *self.sum.at(place) = scales[g] * totals[g];
+                *self.bias.at(place) = -128 * totals[g] as i32;
             }
         }
     }

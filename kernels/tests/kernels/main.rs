@@ -5,6 +5,7 @@ mod attention;
 mod inputs;
 mod linear;
 mod low_rank;
+mod numbers;
 mod quants;
 mod refusals;
 mod rows;

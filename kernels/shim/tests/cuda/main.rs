@@ -7,6 +7,8 @@ mod graphs;
 mod inputs;
 mod linear;
 mod low_rank;
+#[path = "../../../tests/kernels/numbers.rs"]
+mod numbers;
 mod planted;
 mod rows;
 mod sampling;

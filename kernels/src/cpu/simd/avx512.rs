@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: one zmm register a vector; with BF16, whose products are one instruction.
 
-use super::Simd;
 use super::portable::EXP2;
+use super::{LANES, Simd};
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -129,6 +129,33 @@ impl PairProducts for Wide {
     }
 }
 
+/// Lane `i` of the result is what `op` makes of all lanes of `v[i]`. Macros and not closures: those are compiled without the
+/// ISA's features.
+macro_rules! across {
+    ($op:ident, $v:ident) => {{
+        // Halves of two vectors side by side, then quarters of four, then lanes.
+        macro_rules! halves {
+            ($a:expr, $b:expr) => {
+                $op(_mm512_shuffle_f32x4::<0x44>($a, $b), _mm512_shuffle_f32x4::<0xee>($a, $b))
+            };
+        }
+        macro_rules! quarters {
+            ($i:literal) => {{
+                let (a, b) = (halves!($v[$i], $v[$i + 4]), halves!($v[$i + 8], $v[$i + 12]));
+                $op(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+            }};
+        }
+        macro_rules! pairs {
+            ($a:expr, $b:expr) => {{
+                let (a, b) = ($a, $b);
+                _mm512_castps_pd($op(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)))
+            }};
+        }
+        let (a, b) = (pairs!(quarters!(0), quarters!(1)), pairs!(quarters!(2), quarters!(3)));
+        $op(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
+    }};
+}
+
 // SAFETY: callers run where AVX-512 F/BW/VL/DQ/VNNI, and what `P` takes, are available (trait contract); pointers as
 // documented.
 #[allow(unsafe_op_in_unsafe_fn)]
@@ -249,6 +276,14 @@ impl<P: PairProducts> Simd for Avx512<P> {
         let b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
         let c = _mm_max_ps(b, _mm_movehl_ps(b, b));
         _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps::<1>(c, c)))
+    }
+    #[inline(always)]
+    unsafe fn maxima(v: [Self::F; LANES]) -> Self::F {
+        across!(_mm512_max_ps, v)
+    }
+    #[inline(always)]
+    unsafe fn totals(v: [Self::F; LANES]) -> Self::F {
+        across!(_mm512_add_ps, v)
     }
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, v: Self::F) {

@@ -170,6 +170,28 @@ pub(crate) trait Simd: Copy + 'static {
     /// Sum in the fixed order ((i + i+8) + (.. +4)) + ….
     unsafe fn reduce_add(v: Self::F) -> f32;
     unsafe fn reduce_max(v: Self::F) -> f32;
+    /// The largest lane of each of sixteen vectors.
+    #[inline(always)]
+    unsafe fn maxima(v: [Self::F; LANES]) -> Self::F {
+        let mut largest = [0.0; LANES];
+        for i in 0..LANES {
+            // SAFETY: forwarded.
+            largest[i] = unsafe { Self::reduce_max(v[i]) };
+        }
+        // SAFETY: sixteen values.
+        unsafe { Self::load(largest.as_ptr()) }
+    }
+    /// The sum of each of sixteen vectors, in any order: of whole numbers, and those below 2^24.
+    #[inline(always)]
+    unsafe fn totals(v: [Self::F; LANES]) -> Self::F {
+        let mut sums = [0.0; LANES];
+        for i in 0..LANES {
+            // SAFETY: forwarded.
+            sums[i] = unsafe { Self::reduce_add(v[i]) };
+        }
+        // SAFETY: sixteen values.
+        unsafe { Self::load(sums.as_ptr()) }
+    }
     /// Rounds to nearest even and writes 16 signed bytes; lanes must be within [-128, 127].
     unsafe fn store_i8(p: *mut i8, v: Self::F);
     /// Rounds to nearest even and writes 16 unsigned bytes; lanes must be within [0, 255].

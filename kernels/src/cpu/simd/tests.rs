@@ -49,6 +49,9 @@ unsafe fn everything<S: Simd>(operands: Operands<'_>) {
         }
         bits(S::splat(S::reduce_add(a)));
         bits(S::splat(S::reduce_max(a)));
+        let sixteen: [S::F; LANES] = std::array::from_fn(|i| S::load(x.as_ptr().add(3 * i)));
+        bits(S::maxima(sixteen));
+        bits(S::totals(sixteen.map(|v| S::round(v))));
         let s_first = s[0];
         let (u, w) = (S::load_b(u.as_ptr()), S::load_b(s.as_ptr()));
         bits(S::to_f(S::dot(S::isplat(7), u, w)));
