@@ -40,6 +40,8 @@ pub struct LoadOptions {
     /// Share of a GPU's free memory that weights, cache and activations may take, 0 to 1.
     pub gpu_memory_utilization: f64,
     pub kv_dtype: KvDtype,
+    /// Take all of the KV cache's memory at load; on a GPU it always is.
+    pub preallocate: bool,
     /// Replay a GPU's launches as graphs where the same ones come again.
     pub cuda_graphs: bool,
     /// What activations that meet bf16 weights are rounded to; `None` is what the device does best: nothing on the CPU,
@@ -59,6 +61,7 @@ impl LoadOptions {
             isa: None,
             gpu_memory_utilization: 0.9,
             kv_dtype: KvDtype::Bf16,
+            preallocate: false,
             cuda_graphs: false,
             row_dtype: None,
             runner: Runner::Auto,
@@ -153,6 +156,7 @@ fn load_onto(
     let backend = CpuBackend::new(options.threads, isa)
         .with_kv_dtype(options.kv_dtype)
         .with_row_dtype(options.row_dtype.unwrap_or_default());
+    let backend = if options.preallocate { backend.with_preallocated_caches() } else { backend };
     let device = format!("CPU, {} threads, {}", backend.threads(), backend.isa().name());
     opened.load_on(backend, &device, options.quantize)
 }
@@ -226,6 +230,7 @@ impl<'a> Opened<'a> {
             (matches!(options.device, Device::Cuda(_)), "a GPU"),
             (options.isa.is_some(), "instructions of one's choice"),
             (options.kv_dtype != KvDtype::Bf16, "KV caches of bytes"),
+            (options.preallocate, "a KV cache in memory taken beforehand"),
             (options.row_dtype == Some(RowDtype::Bf16), "activations rounded to bfloat16"),
             (options.quantize.is_some(), "weights quantised at load"),
         ];

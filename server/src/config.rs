@@ -69,6 +69,7 @@ pub struct ServeConfig {
     /// Above 0 and up to 1.
     pub gpu_memory_utilization: f64,
     pub kv_dtype: rill_models::KvDtype,
+    pub preallocate: bool,
     pub cuda_graphs: bool,
     pub row_dtype: Option<rill_models::RowDtype>,
     pub runner: rill_models::Runner,
@@ -214,6 +215,7 @@ impl ServeConfig {
             isa: flags.isa.instructions()?,
             gpu_memory_utilization,
             kv_dtype: flags.kv_cache_dtype.into(),
+            preallocate: flags.preallocate_kv_cache,
             cuda_graphs: flags.cuda_graphs,
             row_dtype: flags.dtype.row_dtype(),
             runner: flags.runner.into(),

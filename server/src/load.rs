@@ -55,6 +55,7 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         isa: config.isa,
         gpu_memory_utilization: config.gpu_memory_utilization,
         kv_dtype: config.kv_dtype,
+        preallocate: config.preallocate,
         cuda_graphs: config.cuda_graphs,
         row_dtype: config.row_dtype,
         runner: config.runner,

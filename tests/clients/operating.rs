@@ -95,3 +95,16 @@ fn keys_that_cannot_be_are_refused() {
         assert_eq!(text(&refused.stdout), "");
     }
 }
+
+#[test]
+fn the_kv_caches_memory_is_taken_as_it_is_used_or_before() {
+    let resident_mib = |flags: &[&str]| {
+        let flags = [&["--kv-cache-memory", "128MiB", "--device", "cpu"], flags].concat();
+        let server = ServerProcess::start(Path::new(RILL), &flags);
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says so");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") >> 10
+    };
+    let (used, all) = (resident_mib(&[]), resident_mib(&["--preallocate-kv-cache"]));
+    assert!((120..160).contains(&(all - used)), "{used} MiB, and {all} with the KV cache");
+}

@@ -10,8 +10,9 @@
 
 use super::simd::LANES;
 use crate::backend::{AttentionShape, CacheShape, KvDtype};
-use crate::memory::Buffer;
+use crate::memory::{Buffer, Shared};
 use crate::packed::GROUP;
+use crate::pool::Pool;
 
 /// Keys and values of one layer.
 pub struct KvCache {
@@ -26,6 +27,11 @@ pub(super) enum Storage {
     Brain { keys: Buffer<u16>, values: Buffer<u16> },
     Int8 { keys: Buffer<u8>, values: Buffer<i8>, scales: Buffer<u16> },
 }
+
+/// Bytes that a thread touches at a time: a few huge pages.
+const TOUCHED: usize = 8 << 20;
+/// The smallest page there is.
+const PAGE: usize = 4096;
 
 impl KvCache {
     /// Bytes one token takes in one layer.
@@ -52,6 +58,20 @@ impl KvCache {
             KvDtype::F16 | KvDtype::Fp8 => unreachable!("`CpuBackend::with_kv_dtype` refuses it"),
         };
         KvCache { storage, shape, kv_heads: heads.kv_heads, head_dim }
+    }
+
+    /// Has the operating system give all of a new cache's memory.
+    pub(super) fn touch(&mut self, pool: &mut Pool) {
+        for bytes in self.storage.bytes_mut() {
+            let (data, len) = (Shared::new(bytes), bytes.len());
+            pool.run(len.div_ceil(TOUCHED), &|chunk| {
+                for at in (chunk * TOUCHED..len.min((chunk + 1) * TOUCHED)).step_by(PAGE) {
+                    // SAFETY: inside the buffer, whose parts belong to one chunk each; a new cache is all zeros. Volatile,
+                    // since writing what is there already is the point.
+                    unsafe { data.at(at).write_volatile(0) }
+                }
+            });
+        }
     }
 
     /// Copies whole blocks, one pair (from, to) after the other.

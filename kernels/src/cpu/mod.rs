@@ -33,6 +33,7 @@ pub struct CpuBackend {
     pool: Pool,
     kv_dtype: KvDtype,
     row_dtype: RowDtype,
+    preallocate: bool,
     /// What low-rank updates hold between their two products.
     low_rank: Buffer<f32>,
 }
@@ -101,6 +102,7 @@ impl CpuBackend {
             pool: Pool::new(threads),
             kv_dtype: KvDtype::default(),
             row_dtype: RowDtype::default(),
+            preallocate: false,
             low_rank: Buffer::default(),
         }
     }
@@ -127,6 +129,13 @@ impl CpuBackend {
 
     pub fn row_dtype(&self) -> RowDtype {
         self.row_dtype
+    }
+
+    /// The same with KV caches whose memory is there from the start: it is taken as it is used otherwise, which costs those
+    /// who use it first, a virtual machine's guest most of all.
+    pub fn with_preallocated_caches(mut self) -> CpuBackend {
+        self.preallocate = true;
+        self
     }
 
     pub fn isa(&self) -> Isa {
@@ -240,7 +249,11 @@ impl Backend for CpuBackend {
     }
 
     fn new_kv_cache(&mut self, shape: CacheShape, heads: AttentionShape) -> KvCache {
-        KvCache::new(shape, heads, self.kv_dtype)
+        let mut cache = KvCache::new(shape, heads, self.kv_dtype);
+        if self.preallocate {
+            cache.touch(&mut self.pool);
+        }
+        cache
     }
 
     fn kv_bytes_per_token(&self, heads: AttentionShape) -> usize {

@@ -52,6 +52,9 @@ pub struct ServeFlags {
     /// Memory for the KV cache, such as 2GiB [default: a quarter of what is available, or less if that is of no use].
     #[arg(long, env = "RILL_KV_CACHE_MEMORY")]
     pub kv_cache_memory: Option<String>,
+    /// Take the KV cache's memory before serving, not as blocks are used.
+    #[arg(long, env = "RILL_PREALLOCATE_KV_CACHE")]
+    pub preallocate_kv_cache: bool,
     /// Memory to plan with on the CPU: weights, KV cache and activations [default: what is available].
     #[arg(long, env = "RILL_MEMORY")]
     pub memory: Option<String>,
