@@ -23,6 +23,8 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub layers: usize,
+    /// Layers that keep keys and values of every token; recurrences and short convolutions keep a state of one size.
+    pub attention_layers: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
