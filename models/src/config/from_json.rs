@@ -197,6 +197,11 @@ impl ModelConfig {
 /// Longest sequence of models without positions, which have none of their own: everything has a bound.
 const RECURRENT_CONTEXT: usize = 1 << 15;
 
+/// The JSON object in a file.
+pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
+    JsonFile::read(path).map(|file| file.root)
+}
+
 /// A parsed JSON file and its path, for messages.
 pub(super) struct JsonFile {
     path: String,
