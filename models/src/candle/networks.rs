@@ -28,15 +28,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// - chatglm, codegeex4_9b, glm4, rwkv_{v5, v6, v7}: their vocabularies are no tokenizer.json, and transformers has no such
 ///   model to be measured against (GLM-4 in transformers' form is glm4_new).
 /// - based, mixformer: transformers has no such model; MixFormer's is published as Phi.
-pub(crate) const KNOWN: [&str; 27] = [
+pub(crate) const KNOWN: [&str; 35] = [
     "DeepseekV2ForCausalLM",
     "FalconForCausalLM",
+    "GPTBigCodeForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "GemmaForCausalLM",
     "Glm4ForCausalLM",
+    "GraniteMoeHybridForCausalLM",
     "HeliumForCausalLM",
+    "Lfm2ForCausalLM",
     "LlamaForCausalLM",
+    "Mamba2ForCausalLM",
+    "MambaForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
     "Olmo2ForCausalLM",
@@ -47,10 +52,13 @@ pub(crate) const KNOWN: [&str; 27] = [
     "Qwen2MoeForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "RecurrentGemmaForCausalLM",
     "SmolLM3ForCausalLM",
     "StableLmForCausalLM",
     "Starcoder2ForCausalLM",
     "gemma3",
+    "glm4",
+    "lfm2",
     "llama",
     "phi2",
     "phi3",
@@ -63,10 +71,10 @@ pub(crate) fn knows(architecture: &str) -> bool {
     KNOWN.contains(&architecture)
 }
 
-/// Whether even the first tokens of a sequence go one by one: a cache as long as a window has forgotten what the first
-/// tokens of a longer chunk are to see.
+/// Whether even the first tokens of a sequence go one by one: recurrences are written for one, and a cache as long as
+/// a window has forgotten what the first tokens of a longer chunk are to see.
 pub(super) fn one_by_one(architecture: &str) -> bool {
-    architecture == "Gemma3ForCausalLM"
+    matches!(architecture, "MambaForCausalLM" | "Mamba2ForCausalLM" | "Gemma3ForCausalLM")
 }
 
 /// Whether sequences may be longer than the model's window: the others' masks are one token too wide in a first chunk,
@@ -77,7 +85,7 @@ pub(super) fn slides(architecture: &str) -> bool {
 
 /// Whether heads may be of any width; the others reckon it from the hidden size, and some end the process if it is not.
 fn reads_head_dim(architecture: &str) -> bool {
-    ["DeepseekV2", "Gemma", "Glm4", "Helium", "Mistral", "Qwen3", "gemma3", "qwen3"]
+    ["DeepseekV2", "Gemma", "Glm4", "Helium", "Mamba", "Mistral", "Qwen3", "gemma3", "glm4", "qwen3"]
         .iter()
         .any(|start| architecture.starts_with(start))
 }
@@ -159,6 +167,10 @@ fn from_gguf(path: &Path, config: &ModelConfig) -> Result<Fresh> {
             candle::quantized_gemma3::ModelWeights::from_gguf(content, &mut file, cpu)?,
             |model, tokens, position| model.forward(tokens, position),
         ),
+        "glm4" => copies(
+            candle::quantized_glm4::ModelWeights::from_gguf(content, &mut file, cpu, DType::F32)?,
+            |model, tokens, position| model.forward(tokens, position),
+        ),
         "phi3" => copies(
             candle::quantized_phi3::ModelWeights::from_gguf(false, content, &mut file, cpu)?,
             |model, tokens, position| model.forward(tokens, position),
@@ -175,6 +187,14 @@ fn from_gguf(path: &Path, config: &ModelConfig) -> Result<Fresh> {
             },
             |model, tokens, position| model.forward(tokens, position),
         )?,
+        "lfm2" => made_again(
+            move || {
+                let mut file = File::open(&again)?;
+                let content = Content::read(&mut file)?;
+                candle::quantized_lfm2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)
+            },
+            |model, tokens, position| model.forward(tokens, position),
+        )?,
         other => bail!("{other} is run from safetensors, not from GGUF files"),
     })
 }
@@ -184,6 +204,9 @@ fn refuse_in_gguf(config: &ModelConfig) -> Result<()> {
     let (architecture, rope) = (config.architecture.as_str(), &config.rope);
     if rope.scaling != RopeScaling::None {
         bail!("rope.scaling is not followed for {architecture} files: {:?}", rope.scaling);
+    }
+    if architecture == "glm4" && 2 * rope.dimension_count != config.head_dim {
+        bail!("rope.dimension_count is not followed for glm4 files, unless it is half of a head");
     }
     let fixed = [(architecture.starts_with("phi"), rope.base), (architecture == "gemma3", local_base(config))];
     if let Some((_, base)) = fixed.iter().find(|(fixed, base)| *fixed && *base != 10_000.0) {
@@ -221,8 +244,10 @@ fn from_directory(dir: &Path, shards: &[PathBuf], config: &ModelConfig) -> Resul
     let asked = Arc::new(Mutex::new(HashSet::new()));
     let noted = asked.clone();
     let weights = VarBuilder::from_tensors(tensors.clone(), DType::F32, cpu).rename_f(move |name| {
-        noted.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        name.to_owned()
+        // Candle has the name of files that transformers did not write.
+        let name = name.replace("backbone.embedding.", "backbone.embeddings.");
+        noted.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        name
     });
     let fresh = with_weights(dir, config, weights)?;
     // What a file has and candle never asks for (biases, norms, experts, a head of its own) would be missing from the sums.
@@ -269,6 +294,18 @@ fn with_weights(dir: &Path, config: &ModelConfig, weights: VarBuilder<'static>) 
             })
         };
     }
+    macro_rules! recurrence {
+        ($module:ident) => {{
+            let config: candle::$module::Config = settings!();
+            let model = candle::$module::Model::new(&config, weights.pp("backbone"))?;
+            Box::new(move || {
+                let model = model.clone();
+                let mut state = candle::$module::State::new(1, &config, DType::F32, &Device::Cpu)?;
+                let network: Network = Box::new(move |tokens, _| model.forward(&tokens.squeeze(0)?, &mut state));
+                Ok(network)
+            })
+        }};
+    }
     Ok(match architecture {
         "Gemma2ForCausalLM" => model!(without_flash: gemma2),
         "Gemma3ForCausalLM" => model!(without_flash: gemma3),
@@ -285,6 +322,12 @@ fn with_weights(dir: &Path, config: &ModelConfig, weights: VarBuilder<'static>) 
         "Qwen3ForCausalLM" => model!(qwen3, ModelForCausalLM),
         "Qwen3MoeForCausalLM" => model!(qwen3_moe, ModelForCausalLM),
         "Starcoder2ForCausalLM" => model!(starcoder2, Model),
+        "MambaForCausalLM" => recurrence!(mamba),
+        "Mamba2ForCausalLM" => recurrence!(mamba2),
+        "RecurrentGemmaForCausalLM" => copies(
+            candle::recurrent_gemma::Model::new(&settings!(), weights.pp("model"))?,
+            |model, tokens, position| model.forward(tokens, position),
+        ),
         "SmolLM3ForCausalLM" => copies(
             candle::smol::smollm3::ModelForCausalLM::new(&settings!(), weights)?,
             |model, tokens, position| model.forward(tokens, position),
@@ -303,6 +346,42 @@ fn with_weights(dir: &Path, config: &ModelConfig, weights: VarBuilder<'static>) 
             copies((candle::llama::Llama::load(weights, &config)?, cache), |(model, cache), tokens, position| {
                 model.forward(tokens, position, cache)
             })
+        }
+        "Lfm2ForCausalLM" => {
+            let mut config = settings::<candle::lfm2::Lfm2Config>(dir, architecture)?.into_config(false);
+            // Candle reckons the width by a rule of its own, which not all files follow.
+            config.intermediate_size = weights.get_unchecked("model.layers.0.feed_forward.w1.weight")?.dim(0)?;
+            let cache = candle::lfm2::Cache::new(true, DType::F32, &config, &Device::Cpu)?;
+            copies((candle::lfm2::Model::new(&config, weights)?, cache), |(model, cache), tokens, position| {
+                model.forward(tokens, position, cache)
+            })
+        }
+        "GraniteMoeHybridForCausalLM" => {
+            use candle::granitemoehybrid as granite;
+            let config = settings::<granite::GraniteMoeHybridConfig>(dir, architecture)?.into_config(false);
+            let cache = granite::GraniteMoeHybridCache::new(true, DType::F32, &config, &Device::Cpu)?;
+            let model = granite::GraniteMoeHybrid::load(weights, &config)?;
+            copies((model, cache), |(model, cache), tokens, position| model.forward(tokens, position, cache))
+        }
+        "GPTBigCodeForCausalLM" => {
+            // Candle's configuration can be made, but not of a file.
+            let _: serde::de::IgnoredAny = settings!();
+            let config = config.clone();
+            let make = move || {
+                let config = candle::bigcode::Config {
+                    vocab_size: config.vocab_size,
+                    max_position_embeddings: config.context_len,
+                    num_hidden_layers: config.layers,
+                    hidden_size: config.hidden_size,
+                    layer_norm_epsilon: f64::from(config.norm_eps),
+                    n_inner: Some(config.intermediate_size),
+                    num_attention_heads: config.heads,
+                    multi_query: true,
+                    use_cache: true,
+                };
+                candle::bigcode::GPTBigCode::load(weights.clone(), config)
+            };
+            made_again(make, |model, tokens, position| model.forward(tokens, position))?
         }
         "DeepseekV2ForCausalLM" => {
             let config: candle::deepseek2::DeepSeekV2Config = settings!();

@@ -18,19 +18,55 @@ pub(super) fn settings<C: DeserializeOwned>(dir: &Path, architecture: &str) -> R
     serde_json::from_value(value).map_err(|error| Error::Msg(format!("config.json does not suit it: {error}")))
 }
 
+/// Whether a file that leaves a field out means the value candle computes with.
+#[derive(Clone, Copy, PartialEq)]
+enum LeftOut {
+    Fine,
+    Refused,
+}
+
 /// Fields candle does not read, and the values of them it computes with all the same.
-fn taken_for_granted(architecture: &str) -> Vec<(&'static str, Value)> {
+fn taken_for_granted(architecture: &str) -> Vec<(&'static str, Vec<Value>, LeftOut)> {
+    let fine = |field: &'static str, value: Value| (field, vec![value], LeftOut::Fine);
+    let silu = || fine("hidden_act", json!("silu"));
     match architecture {
-        "LlamaForCausalLM" => vec![("hidden_act", json!("silu"))],
-        "FalconForCausalLM" => vec![("activation", json!("gelu"))],
+        "LlamaForCausalLM" | "Lfm2ForCausalLM" => vec![silu()],
+        "FalconForCausalLM" => vec![fine("activation", json!("gelu"))],
         "StableLmForCausalLM" => {
-            vec![("use_parallel_residual", json!(false)), ("qk_layernorm", json!(false))]
+            vec![fine("use_parallel_residual", json!(false)), fine("qk_layernorm", json!(false))]
         }
-        "Qwen2MoeForCausalLM" | "Qwen3MoeForCausalLM" => vec![("mlp_only_layers", json!([]))],
+        "Qwen2MoeForCausalLM" | "Qwen3MoeForCausalLM" => vec![fine("mlp_only_layers", json!([]))],
         // It picks groups by their numbers, and scales either by the sum or by the factor.
-        "DeepseekV2ForCausalLM" => {
-            vec![("topk_method", json!("greedy")), ("norm_topk_prob", json!(false)), ("moe_layer_freq", json!(1))]
-        }
+        "DeepseekV2ForCausalLM" => vec![
+            fine("topk_method", json!("greedy")),
+            fine("norm_topk_prob", json!(false)),
+            fine("moe_layer_freq", json!(1)),
+        ],
+        "GPTBigCodeForCausalLM" => vec![
+            ("activation_function", vec![json!("gelu_pytorch_tanh"), json!("gelu_new")], LeftOut::Fine),
+            fine("multi_query", json!(true)),
+            fine("scale_attn_weights", json!(true)),
+        ],
+        "MambaForCausalLM" => vec![
+            silu(),
+            fine("layer_norm_epsilon", json!(1e-5)),
+            fine("conv_kernel", json!(4)),
+            fine("expand", json!(2)),
+            fine("state_size", json!(16)),
+        ],
+        "Mamba2ForCausalLM" => vec![
+            silu(),
+            fine("layer_norm_epsilon", json!(1e-5)),
+            fine("conv_kernel", json!(4)),
+            // Files say infinity, which is read as null.
+            fine("time_step_limit", json!([0, null])),
+        ],
+        "RecurrentGemmaForCausalLM" => vec![fine("embeddings_scale_by_sqrt_dim", json!(true))],
+        "GraniteMoeHybridForCausalLM" => vec![
+            silu(),
+            ("num_local_experts", vec![json!(0)], LeftOut::Refused),
+            ("position_embedding_type", vec![json!("rope")], LeftOut::Refused),
+        ],
         _ => Vec::new(),
     }
 }
@@ -45,9 +81,14 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 fn refuse(fields: &Map<String, Value>, architecture: &str) -> Result<()> {
-    for (field, wanted) in taken_for_granted(architecture) {
-        if let Some(value) = fields.get(field).filter(|value| !same(&wanted, value)) {
-            bail!("{field} is not followed for {architecture}: it is {value}, and candle takes {wanted}");
+    for (field, values, left_out) in taken_for_granted(architecture) {
+        match fields.get(field) {
+            None if left_out == LeftOut::Fine => {}
+            Some(value) if values.iter().any(|wanted| same(wanted, value)) => {}
+            value => {
+                let value = value.map_or("left out".to_owned(), Value::to_string);
+                bail!("{field} is not followed for {architecture}: it is {value}, and candle takes {}", values[0]);
+            }
         }
     }
     // Scores are scaled by the heads' width.
@@ -102,6 +143,34 @@ fn complete(fields: &mut Map<String, Value>, architecture: &str) -> Result<()> {
     match architecture {
         "SmolLM3ForCausalLM" => defaults.push(("no_rope_layer_interval", json!(4))),
         "DeepseekV2ForCausalLM" => defaults.extend([("n_group", json!(1)), ("topk_group", json!(1))]),
+        "MambaForCausalLM" => defaults.extend([
+            ("d_model", copy(fields, "hidden_size")),
+            ("n_layer", copy(fields, "num_hidden_layers")),
+            ("pad_vocab_size_multiple", json!(1)),
+        ]),
+        "Mamba2ForCausalLM" => defaults.extend([
+            ("state_size", json!(128)),
+            ("n_groups", json!(8)),
+            ("head_dim", json!(64)),
+            ("expand", json!(2)),
+            ("pad_vocab_size_multiple", json!(1)),
+        ]),
+        "RecurrentGemmaForCausalLM" => defaults.extend([
+            ("num_key_value_heads", copy(fields, "num_attention_heads")),
+            ("partial_rotary_factor", json!(0.5)),
+        ]),
+        "Lfm2ForCausalLM" => {
+            let tied = fields.remove("tie_word_embeddings").unwrap_or(json!(true));
+            defaults.extend([("tie_embedding", tied), ("layer_types", attending_at(fields))]);
+        }
+        "GraniteMoeHybridForCausalLM" => {
+            // Without the field the layers are Mamba's.
+            let kinds = fields.remove("layer_types").or_else(|| fields.remove("layers_block_type"));
+            let attends = |kind: &Value| *kind == "attention" || *kind == "full_attention";
+            if !kinds.as_ref().and_then(Value::as_array).is_some_and(|kinds| kinds.iter().all(attends)) {
+                bail!("layer_types is not followed for {architecture}, unless all layers are attention");
+            }
+        }
         "Gemma3ForCausalLM" => {
             defaults.push(("rope_local_base_freq", json!(10_000.0)));
             if let Some(kinds) = fields.remove("layer_types") {
@@ -125,6 +194,14 @@ fn complete(fields: &mut Map<String, Value>, architecture: &str) -> Result<()> {
     }
     fields.retain(|_, value| !value.is_null());
     Ok(())
+}
+
+/// Kinds of LFM2's layers by the numbers of those that attend; all do where there are none.
+fn attending_at(fields: &Map<String, Value>) -> Value {
+    let layers = fields.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or_default();
+    let attending = fields.get("full_attn_idxs").and_then(Value::as_array);
+    let attends = |layer: u64| attending.is_none_or(|layers| layers.contains(&layer.into()));
+    (0..layers).map(|layer| if attends(layer) { "full_attention" } else { "conv" }).collect()
 }
 
 /// Every how many layers one sees everything.
