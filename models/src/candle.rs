@@ -2,11 +2,13 @@
 //! those it has. One sequence at a time, in f32 (or the file's quantised types) on the CPU.
 //!
 //! The engine's paged interface is kept like this: a slot of the cache holds the token that was put there, so that the
-//! tokens of any sequence can be read back through its block table. Candle's own keys and values are those of one
-//! sequence, `held`; where another one is wanted, they are computed anew. So prefix hits, preemption and several
-//! sequences in turn are right, if slow. Other chunks are other sums: last bits may differ, unlike elsewhere.
+//! tokens of any sequence can be read back through its block table. Candle's own keys and values, or a recurrence's state,
+//! are those of one sequence, `held`, and only ever go on: where another sequence is wanted, or the same one cut short, they
+//! are computed anew from nothing. So prefix hits, preemption, refused drafts and several sequences in turn are right, if
+//! slow. Other chunks are other sums: last bits may differ, unlike elsewhere.
 
 mod networks;
+mod settings;
 
 use crate::config::ModelConfig;
 use crate::source::ModelKind;
@@ -17,13 +19,15 @@ pub(crate) use networks::{KNOWN, knows};
 /// Tokens and the position of the first → logits after the last.
 type Network = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor> + Send>;
 /// Makes a network that has seen nothing.
-type Fresh = Box<dyn Fn() -> candle_core::Result<Network> + Send>;
+type Fresh = Box<dyn FnMut() -> candle_core::Result<Network> + Send>;
 
 /// Fewer than one in this many tokens are taken one by one after those held; more are computed with all before them.
 const FEW: usize = 8;
 
 struct CandleModel {
     fresh: Fresh,
+    /// Whether a network that has seen nothing takes its first tokens one by one too, as all do after those.
+    one_by_one: bool,
     network: Option<Network>,
     /// Tokens `network` has seen.
     held: Vec<u32>,
@@ -43,35 +47,52 @@ pub(crate) fn load(kind: &ModelKind, config: &ModelConfig, threads: usize) -> Re
         .thread_name(|number| format!("rill-candle-{number}"))
         .build()
         .map_err(|error| ModelError::Device(format!("threads for candle: {error}")))?;
+    let architecture = config.architecture.as_str();
+    let context_len = match config.sliding_window {
+        Some(window) if window < config.context_len && !networks::slides(architecture) => {
+            tracing::warn!(
+                "candle does not slide {architecture}'s window: no sequence may be longer than its {window} tokens"
+            );
+            window
+        }
+        _ => config.context_len,
+    };
+    let attention_bytes = 2 * size_of::<f32>() * config.attention_layers * config.kv_heads * config.head_dim;
     let shape = ModelShape {
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,
-        context_len: config.context_len,
-        // What candle keeps for its one sequence, in f32.
-        kv_bytes_per_token: 2 * size_of::<f32>() * config.layers * config.kv_heads * config.head_dim,
+        context_len,
+        // What candle keeps for its one sequence, in f32, and the token in its slot.
+        kv_bytes_per_token: attention_bytes + size_of::<u32>(),
         window_tokens: None,
         running_max: Some(1),
     };
     let (held, slots) = (Vec::new(), Vec::new());
-    Ok(Box::new(CandleModel { fresh, network: None, held, slots, block_size: 1, threads, shape }))
+    let one_by_one = networks::one_by_one(architecture);
+    if one_by_one {
+        tracing::warn!("{architecture} takes prompts token by token");
+    }
+    Ok(Box::new(CandleModel { fresh, one_by_one, network: None, held, slots, block_size: 1, threads, shape }))
 }
 
 impl CandleModel {
     /// Logits after the last of `tokens`, which begin a sequence.
     fn logits(&mut self, tokens: &[u32]) -> candle_core::Result<Vec<f32>> {
-        let CandleModel { fresh, network, held, threads, .. } = self;
+        let CandleModel { fresh, one_by_one, network, held, threads, .. } = self;
         let known = held.len();
         let goes_on = known < tokens.len() && tokens.starts_with(held);
-        let few = tokens.len().saturating_sub(known) * FEW <= tokens.len() + FEW;
-        let mut running = match network.take() {
-            Some(running) if goes_on && few => running,
-            _ => {
+        // Where all go one by one, going on is never slower than from nothing.
+        let few = *one_by_one || tokens.len().saturating_sub(known) * FEW <= tokens.len() + FEW;
+        // What cannot go on is gone before there is another.
+        let mut running = match network.take().filter(|_| goes_on && few) {
+            Some(running) => running,
+            None => {
                 held.clear();
                 fresh()?
             }
         };
         // Not every model's mask knows of tokens before a chunk: after the first chunk they go one by one.
-        let step = if held.is_empty() { tokens.len() } else { 1 };
+        let step = if held.is_empty() && !*one_by_one { tokens.len() } else { 1 };
         let mut last = Vec::new();
         for chunk in tokens[held.len()..].chunks(step) {
             let input = Tensor::new(chunk, &Device::Cpu)?.unsqueeze(0)?;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::FillInTheMiddle;
 use crate::ModelError;
 pub(crate) use from_gguf::turns_neighbours as turns_neighbours_in_gguf;
-pub(crate) use from_json::turns_neighbours as turns_neighbours_on_hub;
+pub(crate) use from_json::{read_json, turns_neighbours as turns_neighbours_on_hub};
 pub use pooling::Pooling;
 pub use rill_kernels::Activation;
 
@@ -23,6 +23,8 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub layers: usize,
+    /// Layers that keep keys and values of every token; recurrences and short convolutions keep a state of one size.
+    pub attention_layers: usize,
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.

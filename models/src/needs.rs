@@ -63,7 +63,7 @@ impl MemoryNeeds {
             as_stored,
             in_eight,
             in_four,
-            kv_bytes_per_token: config.layers * KvCache::bytes_per_token(heads, kv_dtype),
+            kv_bytes_per_token: config.attention_layers * KvCache::bytes_per_token(heads, kv_dtype),
             context_len: config.context_len,
             step_bytes_per_token: widths * size_of::<f32>(),
             logits_bytes: config.vocab_size * size_of::<f32>(),

@@ -282,7 +282,7 @@ impl Weights {
 }
 
 /// Constants that old checkpoints carry along and nobody learns.
-fn is_buffer(name: &str) -> bool {
+pub(crate) fn is_buffer(name: &str) -> bool {
     // The last are how others store activations and caches; rill scales both as it computes them.
     const ENDS: [&str; 14] = [
         ".inv_freq",

@@ -114,7 +114,8 @@ fn load(config: &ServeConfig) -> Result<Loaded, StartError> {
         max_waiting_tokens: limits.queue_tokens_max,
         max_queue_wait_ms: limits.queue_wait_ms_max,
         prefix_caching: limits.prefix_caching,
-        max_drafts: limits.drafts_max,
+        // Candle takes a sequence's tokens one by one, so a draft costs what it saves, and a refused one all before it anew.
+        max_drafts: if shape.running_max == Some(1) && draft.is_none() { 0 } else { limits.drafts_max },
     };
     let runner = ModelRunner::new(model, &engine_config)?;
     let context_len = engine_config.context_len;

@@ -59,6 +59,33 @@ fn weights_in_fewer_bits_are_said_and_served() {
 }
 
 #[test]
+fn what_only_candle_has_is_said_and_served() {
+    let model = &tiny_models::long_tail()["mamba"];
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    model.write_directory(dir.path(), true);
+    let server = serve(dir.path(), &[]);
+    for part in ["MambaForCausalLM", "CPU through candle", "one sequence at a time"] {
+        assert!(server.banner.contains(part), "{}", server.banner);
+    }
+    let (prompt, row) = (&model.tokens[..20], model.logits()[19 * 64..20 * 64].to_vec());
+    let likeliest = (0..64).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("a vocabulary");
+    let body = format!(r#"{{"prompt":{prompt:?},"max_tokens":60,"temperature":0}}"#);
+    // Twice: the second begins with what the cache knows, which the state does not.
+    let texts: Vec<String> = (0..2)
+        .map(|_| {
+            let answer = server.post("/v1/completions", &body);
+            let json: serde_json::Value = serde_json::from_str(&answer.text()).expect("JSON");
+            json["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{json}")).to_owned()
+        })
+        .collect();
+    assert!(texts[0].starts_with(&format!("t{likeliest}")) && texts[0] == texts[1], "{texts:?} after {likeliest}");
+    // Drafts would only be computed twice.
+    let metrics = server.get("/metrics").text();
+    let drafted = metrics.lines().find(|line| line.starts_with("rill_spec_decode_num_draft_tokens_total"));
+    assert_eq!(drafted.and_then(|line| line.split_whitespace().last()), Some("0"), "{drafted:?}");
+}
+
+#[test]
 fn the_models_sampling_parameters_hold_unless_told_otherwise() {
     // A body whose only say on sampling is what is added to it.
     let first_text = |server: &ServerProcess, more: &str| {

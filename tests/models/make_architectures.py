@@ -1,7 +1,8 @@
 """Makes fixtures/architectures.json, and long_tail.json of architectures rill runs through candle alone: for every architecture and rope scheme, a tiny model's published config.json and
 tensor list, a text of random tokens, and the logits transformers computes at every position in f32. The one thing it
 is made to do as rill does is to round queries, keys, values and softmax weights to bf16 (`attend`), which is worth
-about half a percent of the logits: without it a mistake of that size could hide.
+about half a percent of the logits: without it a mistake of that size could hide. Candle rounds nothing, and so does
+the long tail but for what was made first (`ROUNDED`).
 
 Weights are not stored: both sides compute them from the tensor's name (`values` here, `Numbers` in architectures.rs),
 rounded to bf16. Run it in a virtual environment with torch, transformers and numpy:
@@ -145,7 +146,47 @@ MODELS = {
 LONG_TAIL = {
     "helium": model("HeliumForCausalLM", "helium", head_dim=16, attention_bias=False, mlp_bias=False),
     "glm4": model("Glm4ForCausalLM", "glm4", head_dim=16, partial_rotary_factor=0.5, attention_bias=True, pad_token_id=0),
+    "gpt-bigcode": {
+        "architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode", "vocab_size": VOCAB, "n_embd": 64,
+        "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 96, "layer_norm_epsilon": 1e-5, "multi_query": True,
+        "activation_function": "gelu_pytorch_tanh", "scale_attn_weights": True, "bos_token_id": 1, "eos_token_id": 2},
+    "mamba": {
+        "architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": VOCAB, "hidden_size": 64,
+        "num_hidden_layers": 3, "state_size": 16, "expand": 2, "intermediate_size": 128, "conv_kernel": 4,
+        "time_step_rank": 4, "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "hidden_act": "silu",
+        "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "mamba2": {
+        "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "vocab_size": VOCAB, "hidden_size": 64,
+        "num_hidden_layers": 3, "state_size": 24, "expand": 2, "num_heads": 8, "head_dim": 16, "n_groups": 2,
+        "conv_kernel": 4, "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "hidden_act": "silu",
+        "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "recurrent-gemma": {
+        "architectures": ["RecurrentGemmaForCausalLM"], "model_type": "recurrent_gemma", "vocab_size": VOCAB,
+        "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 16, "lru_width": 64, "attention_window_size": 48, "conv1d_width": 4,
+        "logits_soft_cap": 4.0, "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5, "attention_bias": False, "embeddings_scale_by_sqrt_dim": True,
+        "block_types": ["recurrent", "recurrent", "attention"], "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
+    "lfm2": {
+        "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "vocab_size": VOCAB, "hidden_size": 64,
+        "block_ff_dim": 96, "block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.25, "block_multiple_of": 16,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "full_attn_idxs": [1, 3],
+        "conv_L_cache": 3, "conv_bias": False, "norm_eps": 1e-5, "max_position_embeddings": 128, "rope_theta": 1e6,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+    "granite-hybrid": model(
+        "GraniteMoeHybridForCausalLM", "granitemoehybrid", embedding_multiplier=3.0, attention_multiplier=0.2,
+        residual_multiplier=0.4, logits_scaling=2.5, num_local_experts=0, num_experts_per_tok=0,
+        shared_intermediate_size=96, position_embedding_type="rope", layer_types=["attention", "attention"],
+        attention_bias=False, tie_word_embeddings=True, mamba_n_heads=8),
+    "falcon": {
+        "architectures": ["FalconForCausalLM"], "model_type": "falcon", "vocab_size": VOCAB, "hidden_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02,
+        "multi_query": True, "parallel_attn": True, "bias": False, "alibi": False, "new_decoder_architecture": False,
+        "hidden_dropout": 0.0, "attention_dropout": 0.0, "tie_word_embeddings": False, "bos_token_id": 1,
+        "eos_token_id": 2},
 }
+# Of the long tail, made when all was rounded.
+ROUNDED = ["helium", "glm4"]
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -218,7 +259,7 @@ def published(config, name, shape):
 def make(name, config):
     settings = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
     parsed = transformers.AutoConfig.for_model(config["model_type"], **json.loads(json.dumps(settings)))
-    parsed._attn_implementation = "bf16"
+    parsed._attn_implementation = "bf16" if name in MODELS or name in ROUNDED else "eager"
     network = getattr(transformers, config["architectures"][0])(parsed).eval().to(torch.float32)
     offset = 0.0 if config["model_type"].startswith("gemma") else 1.0
     tensors = {}

@@ -249,6 +249,22 @@ def deepseek2_keys(w, c):
         w.add_rope_scaling_yarn_log_mul(0.1 * c.rope["mscale_all_dim"])
 
 
+def glm4_keys(w, c):
+    usual_keys(w, c)
+    w.add_rope_dimension_count(int(c.head_dim * c.rope.get("partial_rotary_factor", 0.5)))
+
+
+def lfm2_keys(w, c):
+    attending = c["full_attn_idxs"]
+    usual_keys(w, Config(c, num_key_value_heads=[c.kv_heads if layer in attending else 0 for layer in range(c.layers)]))
+    width = int(2 * c["block_ff_dim"] / 3) if c["block_auto_adjust_ff_dim"] else c["block_ff_dim"]
+    if c["block_auto_adjust_ff_dim"]:
+        multiple = c["block_multiple_of"]
+        width = multiple * math.ceil(int(c["block_ffn_dim_multiplier"] * width) / multiple)
+    w.add_feed_forward_length(width)
+    add(w, c, vocab_size="vocab_size", shortconv_l_cache="conv_L_cache", layer_norm_rms_eps="norm_eps")
+
+
 def unsaid_keys(w, c, arch):
     """What the converter leaves out: llama.cpp goes by the size of the model, or does without. The format has keys for it."""
     if arch in (MODEL_ARCH.LLAMA, MODEL_ARCH.QWEN2, MODEL_ARCH.STARCODER2) and c.get("use_sliding_window", True):
@@ -292,6 +308,10 @@ def split_by_kind(name, tensor, c):
     return np.concatenate([heads[:, kind].reshape(-1, *tensor.shape[1:]) for kind in range(3)])
 
 
+def two_dimensional(name, tensor, _):
+    return tensor.squeeze(1) if name.endswith(".conv.conv.weight") else tensor
+
+
 def unchanged(_name, tensor, _config):
     return tensor
 
@@ -330,6 +350,8 @@ ARCHITECTURES = {
     "PhiForCausalLM": Architecture(MODEL_ARCH.PHI2, phi2_keys),
     "StableLmForCausalLM": Architecture(MODEL_ARCH.STABLELM, stablelm_keys),
     "Ernie4_5ForCausalLM": Architecture(MODEL_ARCH.ERNIE4_5),
+    "Glm4ForCausalLM": Architecture(MODEL_ARCH.GLM4, glm4_keys),
+    "Lfm2ForCausalLM": Architecture(MODEL_ARCH.LFM2, lfm2_keys, two_dimensional),
     "DeepseekV2ForCausalLM": Architecture(MODEL_ARCH.DEEPSEEK2, deepseek2_keys),
     "DeepseekV3ForCausalLM": Architecture(MODEL_ARCH.DEEPSEEK2, deepseek2_keys),
 }

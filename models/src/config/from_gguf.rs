@@ -81,9 +81,10 @@ impl ModelConfig {
             return Err(metadata.error(format!("metadata key {} is 0", key("attention.head_count"))));
         }
         let latent = latent(metadata, arch)?;
-        let kv_heads = match latent {
-            Some(_) => heads,
-            None => per_layer(metadata, &key("attention.head_count_kv"))?.unwrap_or(heads),
+        let (kv_heads, attention_layers) = match latent {
+            Some(_) => (heads, layers),
+            None if arch == "lfm2" => attending(metadata, &key("attention.head_count_kv"), layers)?,
+            None => (per_layer(metadata, &key("attention.head_count_kv"))?.unwrap_or(heads), layers),
         };
         // Files made for attention in the narrow space give the heads' own width apart.
         let key_length = match metadata.usize(&key("attention.key_length_mla"))? {
@@ -158,6 +159,7 @@ impl ModelConfig {
             vocab_size,
             hidden_size,
             layers,
+            attention_layers,
             heads,
             kv_heads,
             head_dim,
@@ -226,6 +228,22 @@ fn per_layer(metadata: &Metadata, key: &str) -> Result<Option<usize>, ModelError
                 .map_err(|_| metadata.error(format!("metadata key {key} holds {first}")))
         }
         _ => metadata.usize(key),
+    }
+}
+
+/// Key/value heads of the layers that attend, and how many these are: layers of another kind say that they have none.
+fn attending(metadata: &Metadata, key: &str, layers: usize) -> Result<(usize, usize), ModelError> {
+    let Some(values) = metadata.get(key).and_then(|value| value.as_ints()) else {
+        return Ok((metadata.require_usize(key)?, layers));
+    };
+    let attending: Vec<i64> = values.iter().copied().filter(|&heads| heads != 0).collect();
+    match attending.first().map(|&heads| usize::try_from(heads)) {
+        Some(Ok(heads)) if attending.iter().all(|other| Some(other) == attending.first()) => {
+            Ok((heads, attending.len()))
+        }
+        _ => {
+            Err(metadata.error(format!("metadata key {key} must name one number of heads, and 0, not {values:?}")))
+        }
     }
 }
 

@@ -50,8 +50,11 @@ impl ModelConfig {
         let gemma3 = |value: usize| family.starts_with("gemma3").then_some(value);
         let hidden_size = fields.require_usize(&["hidden_size", "n_embd"])?;
         let layers = fields.require_usize(&["num_hidden_layers", "n_layer"])?;
+        let recurrent = family.starts_with("mamba");
         let heads = match (fields.usize(&["num_attention_heads", "n_head"])?, gemma3(8)) {
             (Some(heads), _) | (None, Some(heads)) => heads,
+            // Nothing depends on heads where nothing attends.
+            _ if recurrent => 1,
             _ => fields.require_usize(&["num_attention_heads"])?,
         };
         let latent = latent(&fields)?;
@@ -82,6 +85,8 @@ impl ModelConfig {
             .usize(&["max_position_embeddings", "n_positions"])?
             .or(gemma3(131_072))
             .or(falcon.then_some(2048))
+            .or(family.starts_with("recurrentgemma").then_some(8192))
+            .or(recurrent.then_some(RECURRENT_CONTEXT))
             .ok_or_else(|| config.error("field max_position_embeddings is missing"))?;
         let bias = fields.bool(&["attention_bias", "use_bias", "bias"])?;
         let window = sliding_window(&fields, &family)?;
@@ -107,14 +112,19 @@ impl ModelConfig {
             },
             hidden_size,
             layers,
+            attention_layers: attention_layers(&fields, recurrent, layers)?,
             heads,
             kv_heads: match &latent {
                 Some(_) => heads,
-                None => fields.usize(&["num_key_value_heads"])?.or(gemma3(4)).unwrap_or(heads),
+                None => match fields.usize(&["num_key_value_heads"])?.or(gemma3(4)) {
+                    None if fields.bool(&["multi_query"])? == Some(true) => 1,
+                    kv_heads => kv_heads.unwrap_or(heads),
+                },
             },
             head_dim,
-            intermediate_size: match fields.usize(&["intermediate_size", "n_inner", "ffn_dim"])? {
+            intermediate_size: match fields.usize(&["intermediate_size", "n_inner", "ffn_dim", "block_ff_dim"])? {
                 Some(size) => size,
+                None if recurrent => fields.usize(&["expand"])?.unwrap_or(2) * hidden_size,
                 None if family.starts_with("gpt") || falcon => 4 * hidden_size,
                 None => return Err(config.error("field intermediate_size is missing")),
             },
@@ -184,6 +194,14 @@ impl ModelConfig {
     }
 }
 
+/// Longest sequence of models without positions, which have none of their own: everything has a bound.
+const RECURRENT_CONTEXT: usize = 1 << 15;
+
+/// The JSON object in a file.
+pub(crate) fn read_json(path: &Path) -> Result<Value, ModelError> {
+    JsonFile::read(path).map(|file| file.root)
+}
+
 /// A parsed JSON file and its path, for messages.
 pub(super) struct JsonFile {
     path: String,
@@ -199,7 +217,7 @@ impl JsonFile {
     fn read_any(path: &Path) -> Result<JsonFile, ModelError> {
         let path_text = path.display().to_string();
         let text = std::fs::read(path).map_err(|e| ModelError::Source(format!("{path_text}: {e}")))?;
-        match serde_json::from_slice::<Value>(&text) {
+        match serde_json::from_slice::<Value>(&text).or_else(|e| without_infinity(&text).ok_or(e)) {
             Ok(root) => Ok(JsonFile { path: path_text, root }),
             Err(e) => Err(ModelError::Format { path: path_text, reason: format!("is not valid JSON: {e}") }),
         }
@@ -224,6 +242,13 @@ impl JsonFile {
     fn error(&self, reason: impl Into<String>) -> ModelError {
         ModelError::Format { path: self.path.clone(), reason: reason.into() }
     }
+}
+
+/// JSON as Python writes it: with infinity, which JSON has no word for and which is read as null.
+fn without_infinity(text: &[u8]) -> Option<Value> {
+    let text = std::str::from_utf8(text).ok()?;
+    let word = regex::Regex::new(r"(?m)([\[,:]\s*|^\s*)-?Infinity\b").ok()?;
+    serde_json::from_str(&word.replace_all(text, "${1}null")).ok()
 }
 
 /// Typed look-ups in one object of a file. A field may go by several names; null counts as absent.
@@ -411,6 +436,22 @@ fn rope(
     })
 }
 
+/// Layers with keys and values, by kinds that are listed (a shorter list is repeated) or by number.
+fn attention_layers(fields: &Fields<'_>, recurrent: bool, layers: usize) -> Result<usize, ModelError> {
+    if recurrent {
+        return Ok(0);
+    }
+    let kinds = fields.typed(&["layer_types", "block_types", "_block_types"], "a list of names", |value| {
+        value.as_array()?.iter().map(Value::as_str).collect::<Option<Vec<_>>>()
+    })?;
+    if let Some(kinds) = kinds.filter(|kinds| !kinds.is_empty()) {
+        let attends = |kind: &&str| kind.contains("attention") && *kind != "linear_attention";
+        return Ok(kinds.iter().cycle().take(layers).filter(|kind| attends(kind)).count());
+    }
+    let numbers = fields.typed(&["full_attn_idxs"], "a list of layers", |value| value.as_array().map(Vec::len))?;
+    Ok(numbers.map_or(layers, |attending| attending.min(layers)))
+}
+
 /// Layers that turn queries and keys: SmolLM3 leaves some out.
 fn rope_layers(fields: &Fields<'_>, family: &str, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
     if !family.starts_with("smollm3") {
@@ -490,7 +531,7 @@ fn activation(fields: &Fields<'_>) -> Result<Activation, ModelError> {
 
 /// The window, and which layers it holds for.
 fn sliding_window(fields: &Fields<'_>, family: &str) -> Result<(Option<usize>, Option<Vec<bool>>), ModelError> {
-    let window = fields.usize(&["sliding_window"])?.filter(|&window| window > 0);
+    let window = fields.usize(&["sliding_window", "attention_window_size"])?.filter(|&window| window > 0);
     // Qwen's files carry a window that is switched off.
     if window.is_none() || fields.bool(&["use_sliding_window"])? == Some(false) {
         return Ok((None, None));

@@ -134,6 +134,38 @@ fn missing_and_absurd_keys_are_named() {
 }
 
 #[test]
+fn layers_that_do_not_attend_keep_nothing() {
+    let lfm2 = |heads: Vec<i32>| {
+        let file = gguf()
+            .set("general.architecture", Value::Str("lfm2"))
+            .set("lfm2.embedding_length", Value::U32(64))
+            .set("lfm2.block_count", Value::U32(4))
+            .set("lfm2.attention.head_count", Value::U32(8))
+            .set("lfm2.attention.head_count_kv", Value::I32s(heads))
+            .set("lfm2.feed_forward_length", Value::U32(128))
+            .set("lfm2.context_length", Value::U32(2048))
+            .set("lfm2.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+        read(&file).map(|config| (config.kv_heads, config.attention_layers))
+    };
+    assert_eq!(lfm2(vec![0, 2, 0, 0]).unwrap(), (2, 1));
+    assert_eq!(lfm2(vec![2; 4]).unwrap(), (2, 4));
+    for heads in [vec![0; 4], vec![0, 2, 4, 0], vec![0, -2, 0, 0], vec![]] {
+        refusal(lfm2(heads), &["head_count_kv", "one number of heads"]);
+    }
+    let json = |changes: Json| read_json(with(llama_json(), changes)).unwrap().attention_layers;
+    let layers = read_json(llama_json()).unwrap().layers;
+    assert_eq!(json(json!({})), layers);
+    assert_eq!(json(json!({"layer_types": ["conv", "full_attention"]})), layers / 2);
+    assert_eq!(json(json!({"block_types": ["recurrent", "attention"]})), layers / 2);
+    assert_eq!(json(json!({"layer_types": ["mamba", "linear_attention"]})), 0);
+    assert_eq!(json(json!({"full_attn_idxs": [1]})), 1);
+    // Python's word for a limit that is none.
+    let limit =
+        llama_json().to_string().replacen('{', r#"{"time_step_limit": [0.0, Infinity], "low": -Infinity, "#, 1);
+    assert!(read_dir_with(&[("config.json", limit)]).is_ok());
+}
+
+#[test]
 fn every_token_that_ends_a_turn_is_found() {
     let tokens = vec!["x", "<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>", "<end_of_turn>"];
     let file = gguf()

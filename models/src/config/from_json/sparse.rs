@@ -5,7 +5,8 @@ use crate::ModelError;
 use crate::config::{ExpertsConfig, LatentConfig, Routing};
 
 pub(super) fn experts(fields: &Fields<'_>, family: &str) -> Result<Option<ExpertsConfig>, ModelError> {
-    let Some(count) = fields.usize(&["num_local_experts", "num_experts", "n_routed_experts"])? else {
+    let count = fields.usize(&["num_local_experts", "num_experts", "n_routed_experts"])?;
+    let Some(count) = count.filter(|&count| count > 0) else {
         return Ok(None);
     };
     let width = match fields.usize(&["moe_intermediate_size"])? {
