@@ -140,15 +140,15 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
     }
 }
 
-/// Rounds in which threads take their chunks.
-const ROUNDS: usize = 5;
-/// The same where a tile's products take long enough to wait for.
-const ROUNDS_MANY: usize = 7;
-/// Rows from which on they do.
-const MANY_ROWS: usize = 64;
-
+/// Rounds in which threads take their chunks of a product with `rows` rows. Every chunk begins by waiting for weights that
+/// nobody asked memory for, which counts most where a row is all they meet; and at the end all wait for the last chunk,
+/// which counts most where that takes long.
 fn rounds(rows: usize) -> usize {
-    if rows < MANY_ROWS { ROUNDS } else { ROUNDS_MANY }
+    match rows {
+        0..4 => 2,
+        4..64 => 5,
+        _ => 7,
+    }
 }
 
 /// A chunk's units: every round hands out half of what is left, in equal parts, the last one all of it. Long runs come
@@ -298,12 +298,12 @@ pub(crate) fn gated(
 
 #[cfg(test)]
 mod tests {
-    use super::{ROUNDS, ROUNDS_MANY, runs, share};
+    use super::{rounds, runs, share};
 
     #[test]
     fn shares_cover_every_tile_once() {
         for (tiles, threads) in (0..70).flat_map(|tiles| (1..6).map(move |threads| (tiles, threads))) {
-            for rounds in [ROUNDS, ROUNDS_MANY] {
+            for rounds in [1, 16, 256].map(rounds) {
                 let mut next = 0;
                 for chunk in 0..rounds * threads {
                     let share = share(tiles, (rounds, threads), chunk);

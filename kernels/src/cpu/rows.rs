@@ -340,9 +340,9 @@ impl RowsOut {
                 return;
             }
             let mut largest = [S::zero(); SIXTEEN];
-            for g in 0..SIXTEEN {
+            for (g, largest) in largest.iter_mut().enumerate() {
                 let x = x.add(g * GROUP);
-                largest[g] = S::max(S::abs(S::load(x)), S::abs(S::load(x.add(LANES))));
+                *largest = S::max(S::abs(S::load(x)), S::abs(S::load(x.add(LANES))));
             }
             let (mut scales, mut inverses) = ([0.0_f32; SIXTEEN], [0.0_f32; SIXTEEN]);
             S::store(scales.as_mut_ptr(), S::maxima(largest));
