@@ -86,6 +86,19 @@ impl Function for ReluSquared {
     }
 }
 
+/// Calls a function that is generic over `S` and the [`Function`] of an activation.
+macro_rules! with_function {
+    ($activation:expr, $call:ident::<S>($($operand:expr),*)) => {
+        match $activation {
+            Activation::Silu => $call::<S, Silu>($($operand),*),
+            Activation::Gelu => $call::<S, Gelu>($($operand),*),
+            Activation::GeluTanh => $call::<S, GeluTanh>($($operand),*),
+            Activation::Relu => $call::<S, Relu>($($operand),*),
+            Activation::ReluSquared => $call::<S, ReluSquared>($($operand),*),
+        }
+    };
+}
+
 /// `F` of a row, times another where there is one.
 struct Applied<'a, F> {
     x: &'a [f32],
@@ -134,23 +147,23 @@ impl Gated<'_> {
 }
 
 #[inline(always)]
-unsafe fn apply_gated<S: Simd>(rows: Gated<'_>, (first, column, out): Place) {
+unsafe fn apply_gated<S: Simd>(rows: Gated<'_>, out: Place) {
+    // SAFETY: forwarded.
+    unsafe { with_function!(rows.activation, apply_all::<S>(rows, out)) }
+}
+
+#[inline(always)]
+unsafe fn apply_all<S: Simd, F: Function>(rows: Gated<'_>, (first, column, out): Place) {
     let count = rows.values.len() / (2 * rows.width);
     let mut row = 0;
     while row < count {
         // SAFETY: forwarded.
         unsafe {
             if count - row >= BLOCK_ROWS && (first + row).is_multiple_of(BLOCK_ROWS) {
-                match rows.activation {
-                    Activation::Silu => apply_block::<S, Silu>(rows, row, (first, column, out)),
-                    Activation::Gelu => apply_block::<S, Gelu>(rows, row, (first, column, out)),
-                    Activation::GeluTanh => apply_block::<S, GeluTanh>(rows, row, (first, column, out)),
-                    Activation::Relu => apply_block::<S, Relu>(rows, row, (first, column, out)),
-                    Activation::ReluSquared => apply_block::<S, ReluSquared>(rows, row, (first, column, out)),
-                }
+                apply_block::<S, F>(rows, row, (first, column, out));
                 row += BLOCK_ROWS;
             } else {
-                apply::<S>(rows.row(row), (first + row, column, out));
+                apply_one::<S, F>(rows.row(row), (first + row, column, out));
                 row += 1;
             }
         }
@@ -178,22 +191,15 @@ unsafe fn apply_block<S: Simd, F: Function>(rows: Gated<'_>, row: usize, (first,
 
 #[inline(always)]
 unsafe fn apply<S: Simd>(row: Row<'_>, out: Place) {
-    #[inline(always)]
-    unsafe fn with<S: Simd, F: Function>(row: Row<'_>, out: Place) {
-        let values = Applied::<F> { x: row.x, up: row.up, function: std::marker::PhantomData };
-        // SAFETY: forwarded.
-        unsafe { put_pieces::<S, _>(row.x.len(), out, values) }
-    }
     // SAFETY: forwarded.
-    unsafe {
-        match row.activation {
-            Activation::Silu => with::<S, Silu>(row, out),
-            Activation::Gelu => with::<S, Gelu>(row, out),
-            Activation::GeluTanh => with::<S, GeluTanh>(row, out),
-            Activation::Relu => with::<S, Relu>(row, out),
-            Activation::ReluSquared => with::<S, ReluSquared>(row, out),
-        }
-    }
+    unsafe { with_function!(row.activation, apply_one::<S>(row, out)) }
+}
+
+#[inline(always)]
+unsafe fn apply_one<S: Simd, F: Function>(row: Row<'_>, out: Place) {
+    let values = Applied::<F> { x: row.x, up: row.up, function: std::marker::PhantomData };
+    // SAFETY: forwarded.
+    unsafe { put_pieces::<S, _>(row.x.len(), out, values) }
 }
 
 /// # Safety

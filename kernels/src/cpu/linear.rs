@@ -13,7 +13,7 @@ mod quantised;
 
 use self::brain::{exact, rounded};
 use self::float::{half, single};
-use self::quantised::{Eight, Four, quantised};
+use self::quantised::{Eight, Four, UNPACKED_ROWS, quantised};
 use super::activation;
 use super::rows::{Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
@@ -163,10 +163,8 @@ fn share(units: usize, (rounds, threads): (usize, usize), chunk: usize) -> Range
     bound(chunk)..bound(chunk + 1)
 }
 
-/// Rows that a tile meets at a time where there are more: what else a thread has to do meanwhile is done for so many.
-const PART_ROWS: usize = 128;
-
-/// Cuts units, which are parts of tiles' rows, tile by tile, into runs of whole tiles and parts of one.
+/// Cuts units, which are parts of tiles' rows, tile by tile, into runs of whole tiles and parts of one. A part is as many rows
+/// as a tile is unpacked for anyway.
 fn runs(units: Range<usize>, parts: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let mut at = units.start;
     std::iter::from_fn(move || {
@@ -211,11 +209,11 @@ pub(crate) fn linear(
     assert!(width <= stride && x.rows * stride <= out.len(), "a linear layer's output does not fit");
     matrices.iter().for_each(|matrix| check_form(matrix, x));
     let tiles: usize = matrices.iter().map(Packed::tiles).sum();
-    let (parts, shares) = (x.rows.div_ceil(PART_ROWS).max(1), (rounds(x.rows), pool.threads()));
+    let (parts, shares) = (x.rows.div_ceil(UNPACKED_ROWS).max(1), (rounds(x.rows), pool.threads()));
     let data = Shared::new(out);
     pool.run(shares.0 * shares.1, &|chunk| {
         for (tiles, parts) in runs(share(tiles * parts, shares, chunk), parts) {
-            let rows = parts.start * PART_ROWS..x.rows.min(parts.end * PART_ROWS);
+            let rows = parts.start * UNPACKED_ROWS..x.rows.min(parts.end * UNPACKED_ROWS);
             let (mut mine, mut first_tile, mut first) = (tiles, 0, rows.start * stride);
             for weights in matrices {
                 let last = first_tile + weights.tiles();

@@ -1,6 +1,6 @@
 //! Row-wise norms: into rows for a linear layer, fused with quantising, or in place.
 
-use super::rows::RowsOut;
+use super::rows::{RowsOut, SIXTEEN};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::packed::GROUP;
 use std::mem::MaybeUninit;
@@ -42,8 +42,8 @@ pub(super) unsafe fn store_part<S: Simd>(x: *mut f32, at: usize, len: usize, v: 
 /// Where a row of results goes: its number, the first of its columns, all rows.
 pub(super) type Place = (usize, usize, RowsOut);
 
-/// Values of a row that are produced before they are handed on: as many groups as are quantised at once.
-const PIECE: usize = 16 * GROUP;
+/// Values of a row that are produced before they are handed on.
+const PIECE: usize = SIXTEEN * GROUP;
 
 /// Produces a row a piece at a time and hands each to `out` while it is hot.
 #[inline(always)]

@@ -36,7 +36,7 @@ use half::bf16;
 pub(crate) const BLOCK_ROWS: usize = 16;
 
 /// Groups that are quantised at once, where there are as many.
-const SIXTEEN: usize = LANES;
+pub(super) const SIXTEEN: usize = LANES;
 
 /// Groups of smaller values are zeros: the reciprocal of their scale would not be finite.
 const AMAX_MIN: f32 = 1e-30;
@@ -243,13 +243,19 @@ struct ShiftedOut {
 }
 
 impl RowsOut {
+    /// Where a group of a row lies among all groups; the next one of the row is [`BLOCK_ROWS`] further on.
+    #[inline(always)]
+    fn place(&self, row: usize, group: usize) -> usize {
+        (row / BLOCK_ROWS * (self.cols / GROUP) + group) * BLOCK_ROWS + row % BLOCK_ROWS
+    }
+
     /// Codes, scale and bias of a group that was put.
     ///
     /// # Safety
     /// The group was written, and nobody writes it.
     #[inline(always)]
     pub(crate) unsafe fn group(&self, row: usize, group: usize) -> (*const i8, f32, i32) {
-        let place = (row / BLOCK_ROWS * (self.cols / GROUP) + group) * BLOCK_ROWS + row % BLOCK_ROWS;
+        let place = self.place(row, group);
         // SAFETY: by the contract above.
         unsafe { (self.q.at(place * GROUP), *self.scale.at(place), *self.bias.at(place)) }
     }
@@ -263,19 +269,11 @@ impl RowsOut {
     pub(crate) unsafe fn put<S: Simd>(&self, row: usize, first: usize, x: *const f32, len: usize) {
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
-            if self.form.f32 {
-                std::ptr::copy_nonoverlapping(x, self.values.at(row * self.cols + first), len);
-            }
-            if self.form.bf16 {
-                self.put_brain::<S>(row, first, std::slice::from_raw_parts(x, len));
-            }
+            self.put_floats::<S>(row, first, x, len);
             if !self.form.grouped() {
                 return;
             }
-            let groups = self.cols / GROUP;
-            let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
-            let all = len / GROUP;
-            let (mut g, place) = (0, (block * groups + first / GROUP) * BLOCK_ROWS + lane);
+            let (mut g, all, place) = (0, len / GROUP, self.place(row, first / GROUP));
             while g + SIXTEEN <= all {
                 self.put_sixteen::<S>(x.add(g * GROUP), (place + g * BLOCK_ROWS, BLOCK_ROWS));
                 g += SIXTEEN;
@@ -290,11 +288,26 @@ impl RowsOut {
                 }
                 let group: Quantised<S> = quantise::<S, false>(x.add(g * GROUP));
                 group.store(self.q.at(place * GROUP));
-                *self.scale.at(place) = group.scale;
                 // Whole numbers below 2^12: the sum is exact in any order.
                 let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
-                *self.sum.at(place) = group.scale * sum;
-                *self.bias.at(place) = -128 * sum as i32;
+                self.put_scale(place, group.scale, sum);
+            }
+        }
+    }
+
+    /// The f32 and bf16 forms of [`RowsOut::put`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn put_floats<S: Simd>(&self, row: usize, first: usize, x: *const f32, len: usize) {
+        // SAFETY: by the contract of `put`.
+        unsafe {
+            if self.form.f32 {
+                std::ptr::copy_nonoverlapping(x, self.values.at(row * self.cols + first), len);
+            }
+            if self.form.bf16 {
+                self.put_brain::<S>(row, first, std::slice::from_raw_parts(x, len));
             }
         }
     }
@@ -309,16 +322,9 @@ impl RowsOut {
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
             for i in 0..BLOCK_ROWS {
-                let (row, x) = (row + i, x.add(i * GROUP));
-                if self.form.f32 {
-                    std::ptr::copy_nonoverlapping(x, self.values.at(row * self.cols + first), GROUP);
-                }
-                if self.form.bf16 {
-                    self.put_brain::<S>(row, first, std::slice::from_raw_parts(x, GROUP));
-                }
+                self.put_floats::<S>(row + i, first, x.add(i * GROUP), GROUP);
             }
-            let place = (row / BLOCK_ROWS * (self.cols / GROUP) + first / GROUP) * BLOCK_ROWS;
-            self.put_sixteen::<S>(x, (place, 1));
+            self.put_sixteen::<S>(x, (self.place(row, first / GROUP), 1));
         }
     }
 
@@ -354,18 +360,29 @@ impl RowsOut {
                 let (x, inverse) = (x.add(g * GROUP), S::splat(inverses[g]));
                 let code = [S::mul(S::load(x), inverse), S::mul(S::load(x.add(LANES)), inverse)];
                 let codes = [S::round(code[0]), S::round(code[1])];
-                Quantised::<S> { codes, scale: 0.0 }.store(self.q.at((place + g * step) * GROUP));
+                Quantised::<S> { codes, scale: scales[g] }.store(self.q.at((place + g * step) * GROUP));
                 sums[g] = S::add(codes[0], codes[1]);
             }
             // Whole numbers below 2^12: the sums are exact in any order.
             let mut totals = [0.0_f32; SIXTEEN];
             S::store(totals.as_mut_ptr(), S::totals(sums));
             for g in 0..SIXTEEN {
-                let place = place + g * step;
-                *self.scale.at(place) = scales[g];
-                *self.sum.at(place) = scales[g] * totals[g];
-                *self.bias.at(place) = -128 * totals[g] as i32;
+                self.put_scale(place + g * step, scales[g], totals[g]);
             }
+        }
+    }
+
+    /// What goes with a group's codes, whose sum is `sum`.
+    ///
+    /// # Safety
+    /// The place is inside what `reset` made room for, and no other thread writes it.
+    #[inline(always)]
+    unsafe fn put_scale(&self, place: usize, scale: f32, sum: f32) {
+        // SAFETY: by the contract above.
+        unsafe {
+            *self.scale.at(place) = scale;
+            *self.sum.at(place) = scale * sum;
+            *self.bias.at(place) = -128 * sum as i32;
         }
     }
 

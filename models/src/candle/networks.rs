@@ -99,12 +99,14 @@ pub(super) fn load(kind: &ModelKind, config: &ModelConfig) -> std::result::Resul
             KNOWN.join(", ")
         )));
     }
-    let (path, loaded) = match kind {
-        ModelKind::Gguf { path } => (path, as_reckoned(config).and_then(|()| from_gguf(path, config))),
-        ModelKind::Safetensors { dir, shards } => {
-            (dir, as_reckoned(config).and_then(|()| from_directory(dir, shards, config)))
-        }
+    let path = match kind {
+        ModelKind::Gguf { path } => path,
+        ModelKind::Safetensors { dir, .. } => dir,
     };
+    let loaded = as_reckoned(config).and_then(|()| match kind {
+        ModelKind::Gguf { path } => from_gguf(path, config),
+        ModelKind::Safetensors { dir, shards } => from_directory(dir, shards, config),
+    });
     loaded.map_err(|error| ModelError::Unsupported(format!("{}: candle: {error}", path.display())))
 }
 
@@ -150,51 +152,42 @@ fn made_again<M: Send + 'static>(
 
 fn from_gguf(path: &Path, config: &ModelConfig) -> Result<Fresh> {
     refuse_in_gguf(config)?;
-    let mut file = File::open(path)?;
-    let content = Content::read(&mut file)?;
-    let cpu = &Device::Cpu;
-    let again = path.to_path_buf();
+    let path = path.to_path_buf();
+    let open = move || {
+        let mut file = File::open(&path)?;
+        Ok::<_, candle_core::Error>((Content::read(&mut file)?, file))
+    };
+    macro_rules! read {
+        ($module:ident) => {{
+            let (content, mut file) = open()?;
+            candle::$module::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)
+        }};
+    }
+    macro_rules! copied {
+        ($model:expr) => {
+            copies($model?, |model, tokens, position| model.forward(tokens, position))
+        };
+    }
+    macro_rules! read_again {
+        ($module:ident) => {
+            made_again(move || read!($module), |model, tokens, position| model.forward(tokens, position))?
+        };
+    }
     Ok(match config.architecture.as_str() {
-        "llama" => copies(
-            candle::quantized_llama::ModelWeights::from_gguf(content, &mut file, cpu)?,
-            |model, tokens, position| model.forward(tokens, position),
-        ),
-        "qwen3" => copies(
-            candle::quantized_qwen3::ModelWeights::from_gguf(content, &mut file, cpu)?,
-            |model, tokens, position| model.forward(tokens, position),
-        ),
-        "gemma3" => copies(
-            candle::quantized_gemma3::ModelWeights::from_gguf(content, &mut file, cpu)?,
-            |model, tokens, position| model.forward(tokens, position),
-        ),
-        "glm4" => copies(
-            candle::quantized_glm4::ModelWeights::from_gguf(content, &mut file, cpu, DType::F32)?,
-            |model, tokens, position| model.forward(tokens, position),
-        ),
-        "phi3" => copies(
-            candle::quantized_phi3::ModelWeights::from_gguf(false, content, &mut file, cpu)?,
-            |model, tokens, position| model.forward(tokens, position),
-        ),
-        "phi2" => copies(
-            candle::quantized_phi::ModelWeights::from_gguf(content, &mut file, cpu)?,
-            |model, tokens, position| model.forward(tokens, position),
-        ),
-        "qwen2" => made_again(
-            move || {
-                let mut file = File::open(&again)?;
-                let content = Content::read(&mut file)?;
-                candle::quantized_qwen2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)
-            },
-            |model, tokens, position| model.forward(tokens, position),
-        )?,
-        "lfm2" => made_again(
-            move || {
-                let mut file = File::open(&again)?;
-                let content = Content::read(&mut file)?;
-                candle::quantized_lfm2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)
-            },
-            |model, tokens, position| model.forward(tokens, position),
-        )?,
+        "llama" => copied!(read!(quantized_llama)),
+        "qwen3" => copied!(read!(quantized_qwen3)),
+        "gemma3" => copied!(read!(quantized_gemma3)),
+        "phi2" => copied!(read!(quantized_phi)),
+        "phi3" => {
+            let (content, mut file) = open()?;
+            copied!(candle::quantized_phi3::ModelWeights::from_gguf(false, content, &mut file, &Device::Cpu))
+        }
+        "glm4" => {
+            let (content, mut file) = open()?;
+            copied!(candle::quantized_glm4::ModelWeights::from_gguf(content, &mut file, &Device::Cpu, DType::F32))
+        }
+        "qwen2" => read_again!(quantized_qwen2),
+        "lfm2" => read_again!(quantized_lfm2),
         other => bail!("{other} is run from safetensors, not from GGUF files"),
     })
 }

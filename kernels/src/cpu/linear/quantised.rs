@@ -16,7 +16,7 @@ use std::ops::Range;
 /// Groups of a tile that are unpacked together: with the rows they meet they fit the first-level cache.
 const UNPACKED_GROUPS: usize = 48;
 /// Rows that pass over them before others do.
-const UNPACKED_ROWS: usize = 8 * BLOCK_ROWS;
+pub(super) const UNPACKED_ROWS: usize = 8 * BLOCK_ROWS;
 /// A cache line.
 const LINE: usize = 64;
 
