@@ -9,7 +9,25 @@ use std::ptr::NonNull;
 /// Buffers at least this large are mapped.
 const HUGE_PAGE: usize = 2 << 20;
 /// A cache line, and the widest vector.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
+
+/// Has the line at `address`, which need not exist, brought into the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch(address: usize) {
+    // SAFETY: a prefetch reads nothing as far as the program can see, and never faults.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("prfm pldl2keep, [{p}]", p = in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
+}
 
 /// Plain numbers: any bytes are a value, and all of them are initialised.
 pub trait Number: Copy + Send + Sync + 'static {}

@@ -165,6 +165,21 @@ impl Packed {
         }
     }
 
+    /// Where tile `tile` begins, and bytes of it that lie side by side: codes and scales of a group, or 32 columns.
+    pub(crate) fn runs(&self, tile: usize) -> [(usize, usize); 2] {
+        fn run<T>(data: &[T], (step, at): (usize, usize)) -> (usize, usize) {
+            (data.as_ptr().wrapping_add(at * step).addr(), step * size_of::<T>())
+        }
+        let at = tile * self.cols.div_ceil(GROUP);
+        let floats = GROUP * TILE_ROWS;
+        match &self.layout {
+            Layout::Four { codes, scales } => [run(codes, (256, at)), run(scales, (32, at))],
+            Layout::Eight { codes, scales } => [run(codes, (512, at)), run(scales, (16, at))],
+            Layout::Half(values) | Layout::Brain(values) => [run(values, (floats, at)), (0, 0)],
+            Layout::Single(values) => [run(values, (floats, at)), (0, 0)],
+        }
+    }
+
     /// Decodes row `row` into `out`, exactly as the kernels see it. For embeddings, and the reference.
     pub(crate) fn read_row(&self, row: usize, out: &mut [f32]) {
         let (tile, r) = (row / TILE_ROWS, row % TILE_ROWS);

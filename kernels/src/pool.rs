@@ -1,9 +1,11 @@
 //! Worker threads for the step loop: one owner hands out chunks of work, everybody takes the next one.
 //!
-//! A static split loses to any neighbour on the machine: the thread that was interrupted holds everybody up. Here
-//! chunks are claimed one at a time from one atomic. Waiting is a short spin, then yielding, then parking, so idle
-//! workers cost nothing and busy neighbours are let in.
+//! A static split loses to any neighbour on the machine: the thread that was interrupted holds everybody up. So chunks are
+//! claimed one at a time. Each thread has a lane of them that it takes first, so that what it reads can lie together and is
+//! known beforehand; who is through with its own helps the others. Waiting is asking memory for what comes next
+//! ([`Ahead`]), then a short spin, then yielding, then parking, so idle workers cost nothing and busy neighbours are let in.
 
+use crate::memory::{LINE, prefetch};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -14,21 +16,59 @@ const SPINS: u32 = 400;
 /// Yields before a waiting worker parks (about 100 µs on an idle machine).
 const YIELDS: u32 = 200;
 
-/// Low half of the ticket: chunks not yet claimed.
-const REMAINING: u64 = 0xffff_ffff;
-/// Added to the ticket for every job, so that a late worker's exchange fails.
-const EPOCH: u64 = 1 << 32;
+/// Added to the ticket for every job. A lane of another epoch has no chunk claimed.
+const EPOCH: u64 = 1 << 24;
+/// What is below it: in a ticket the chunks of the job, in a lane how many of its chunks are claimed.
+const COUNT: u64 = EPOCH - 1;
 
-/// A job and the number of its chunks.
-type Job = (*const (dyn Fn(usize) + Sync), usize);
+/// Runs of memory in an [`Ahead`].
+pub(crate) const RUNS: usize = 4;
+
+/// What a thread is going to read first in a job to come: runs of memory, walked side by side. Addresses are only asked
+/// for, never read, so nothing has to be there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// Address, and bytes at each step.
+    pub(crate) runs: [(usize, usize); RUNS],
+    pub(crate) steps: usize,
+}
+
+/// A thread's [`Ahead`] as the owner left it. Parts of two may be read as one: it is no more than a hint.
+#[derive(Default)]
+#[repr(align(128))]
+struct Notice {
+    version: AtomicU64,
+    runs: [(AtomicUsize, AtomicUsize); RUNS],
+    steps: AtomicUsize,
+}
+
+/// How far a thread has walked.
+#[derive(Default)]
+struct Walk {
+    version: u64,
+    ahead: Ahead,
+    step: usize,
+}
+
+/// Chunks claimed of one thread's share of the job.
+#[derive(Default)]
+#[repr(align(128))]
+struct Lane(AtomicU64);
+
+/// A job.
+type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// `epoch << 32 | chunks not yet claimed`: a claim takes both in one exchange, so a chunk claimed belongs to the
-    /// current job, and the job cannot end before that chunk is done.
+    /// Epoch and chunks of the job there is, or of the last one.
     ticket: AtomicU64,
+    /// One for each thread, the owner's first: chunk `c` is in lane `c % lanes`. A lane is claimed from in one exchange that
+    /// names the job's epoch, so a chunk claimed belongs to the current job, which cannot end before that chunk is done: all
+    /// lanes of a job that has ended are claimed to their ends, or are a later job's.
+    lanes: Box<[Lane]>,
     /// Chunks not yet finished.
     pending: AtomicUsize,
     job: std::cell::UnsafeCell<Option<Job>>,
+    notices: Box<[Notice]>,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
@@ -49,34 +89,81 @@ struct Worker {
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
+    walk: Walk,
+}
+
+impl Notice {
+    fn write(&self, ahead: &Ahead) {
+        for ((address, bytes), run) in self.runs.iter().zip(ahead.runs) {
+            address.store(run.0, Ordering::Relaxed);
+            bytes.store(run.1, Ordering::Relaxed);
+        }
+        self.steps.store(ahead.steps, Ordering::Relaxed);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    fn read(&self) -> Ahead {
+        let read = |at: &AtomicUsize| at.load(Ordering::Relaxed);
+        let runs = self.runs.each_ref().map(|(address, bytes)| (read(address), read(bytes)));
+        Ahead { runs, steps: read(&self.steps) }
+    }
+}
+
+impl Walk {
+    /// Asks for the next step; false if there is none.
+    fn step(&mut self, notice: &Notice) -> bool {
+        let version = notice.version.load(Ordering::Acquire);
+        if self.version != version {
+            *self = Walk { version, ahead: notice.read(), step: 0 };
+        }
+        if self.step >= self.ahead.steps {
+            return false;
+        }
+        for (address, bytes) in self.ahead.runs {
+            let at = address.wrapping_add(self.step.wrapping_mul(bytes));
+            (0..bytes).step_by(LINE).for_each(|line| prefetch(at.wrapping_add(line)));
+        }
+        self.step += 1;
+        true
+    }
 }
 
 impl Shared {
-    /// Claims the next chunk, as the number of chunks that were left.
-    fn claim(&self) -> Option<usize> {
-        let mut seen = self.ticket.load(Ordering::Acquire);
-        while seen & REMAINING != 0 {
-            match self.ticket.compare_exchange_weak(seen, seen - 1, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some((seen & REMAINING) as usize),
+    /// Claims the next chunk of a lane in the job of `ticket`.
+    fn claim(&self, lane: usize, ticket: u64) -> Option<usize> {
+        let (epoch, chunks) = (ticket & !COUNT, (ticket & COUNT) as usize);
+        let (lanes, place) = (self.lanes.len(), &self.lanes[lane].0);
+        let len = (chunks + lanes - 1 - lane) / lanes;
+        let mut seen = place.load(Ordering::Acquire);
+        loop {
+            let later = (seen & !COUNT).wrapping_sub(epoch).cast_signed();
+            let claimed = if later == 0 { seen & COUNT } else { 0 };
+            if later > 0 || claimed as usize >= len {
+                return None;
+            }
+            match place.compare_exchange_weak(seen, epoch | (claimed + 1), Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(lane + claimed as usize * lanes),
                 Err(now) => seen = now,
             }
         }
-        None
     }
 
-    /// Runs chunks until none is left to claim.
-    fn work(&self) {
-        while let Some(left) = self.claim() {
-            // SAFETY: a chunk of the current job is claimed and not finished, so the owner is still inside `run`:
-            // the cell is not being written and the closure it points to is alive.
-            let (job, chunks) = unsafe {
-                let (job, chunks) = (*self.job.get()).expect("a job is set while chunks are left");
-                (&*job, chunks)
-            };
-            if catch_unwind(AssertUnwindSafe(|| job(chunks - left))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
+    /// Runs chunks of the job of `ticket` until none is left to claim: thread `me`'s own, then those of the threads after it.
+    fn work(&self, me: usize, ticket: u64) {
+        let mut done = 0;
+        for lane in (me..self.lanes.len()).chain(0..me) {
+            while let Some(chunk) = self.claim(lane, ticket) {
+                // SAFETY: a chunk of the current job is claimed and not finished, so the owner is still inside `run`:
+                // the cell is not being written and the closure it points to is alive.
+                let job = unsafe { &*(*self.job.get()).expect("a job is set while chunks are left") };
+                if catch_unwind(AssertUnwindSafe(|| job(chunk))).is_err() {
+                    self.panicked.store(true, Ordering::Relaxed);
+                }
+                done += 1;
             }
-            self.pending.fetch_sub(1, Ordering::Release);
+        }
+        if done > 0 {
+            self.pending.fetch_sub(done, Ordering::Release);
         }
     }
 }
@@ -84,26 +171,29 @@ impl Shared {
 impl Pool {
     /// Starts `threads - 1` workers (at least none).
     pub fn new(threads: usize) -> Pool {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
+            lanes: (0..threads).map(|_| Lane::default()).collect(),
             pending: AtomicUsize::new(0),
             job: std::cell::UnsafeCell::new(None),
+            notices: (0..threads).map(|_| Notice::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..threads.max(1))
+        let workers = (1..threads)
             .map(|index| {
                 let shared = Arc::clone(&shared);
                 let parked = Arc::new(AtomicBool::new(false));
                 let sees_parked = Arc::clone(&parked);
                 let handle = std::thread::Builder::new()
                     .name(format!("rill-worker-{index}"))
-                    .spawn(move || worker(&shared, &sees_parked))
+                    .spawn(move || worker(&shared, index, &sees_parked))
                     .expect("the operating system starts a thread");
                 Worker { thread: handle.thread().clone(), parked, handle: Some(handle) }
             })
             .collect();
-        Pool { shared, workers }
+        Pool { shared, workers, walk: Walk::default() }
     }
 
     /// Threads that take part in `run`, the caller included.
@@ -111,8 +201,20 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `f(0)`, …, `f(chunks - 1)`, each once, on any thread, and returns when all are done. They are
-    /// taken in ascending order.
+    /// Says what each thread will read first after the jobs to come, for those who wait to ask memory for.
+    pub(crate) fn expect(&mut self, aheads: &[Ahead]) {
+        if !self.workers.is_empty() {
+            self.shared.notices.iter().zip(aheads).for_each(|(notice, ahead)| notice.write(ahead));
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn expected(&self, thread: usize) -> Ahead {
+        self.shared.notices[thread].read()
+    }
+
+    /// Calls `f(0)`, …, `f(chunks - 1)`, each once, on any thread, and returns when all are done. Chunk `c` is meant for
+    /// thread `c % threads`; a thread takes those meant for it in ascending order, then what others have not come to.
     ///
     /// # Panics
     /// If a chunk panicked: with workers after all others have run, alone at once.
@@ -121,17 +223,18 @@ impl Pool {
             (0..chunks).for_each(f);
             return;
         }
-        assert!(chunks as u64 <= REMAINING, "{chunks} chunks in one job");
+        assert!(chunks as u64 <= COUNT, "{chunks} chunks in one job");
         // SAFETY: only the lifetime is erased; `run` does not return before every chunk is done.
         let job = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(f)
         };
-        // SAFETY: `&mut self` and the wait below mean no job is running, and the ticket has no chunk left to claim,
-        // so nobody reads the cell.
-        unsafe { *self.shared.job.get() = Some((job, chunks)) };
+        // SAFETY: `&mut self` and the wait below mean no job is running, and no lane has a chunk left to claim, so nobody
+        // reads the cell.
+        unsafe { *self.shared.job.get() = Some(job) };
         self.shared.pending.store(chunks, Ordering::Relaxed);
-        let epoch = self.shared.ticket.load(Ordering::Relaxed) & !REMAINING;
-        self.shared.ticket.store(epoch.wrapping_add(EPOCH) | chunks as u64, Ordering::Release);
+        let epoch = self.shared.ticket.load(Ordering::Relaxed) & !COUNT;
+        let ticket = epoch.wrapping_add(EPOCH) | chunks as u64;
+        self.shared.ticket.store(ticket, Ordering::Release);
         // Pairs with the fence in `worker`: either it sees the ticket or we see it parked.
         fence(Ordering::SeqCst);
         for worker in &self.workers {
@@ -139,9 +242,12 @@ impl Pool {
                 worker.thread.unpark();
             }
         }
-        self.shared.work();
+        self.shared.work(0, ticket);
         let mut waited = 0;
         while self.shared.pending.load(Ordering::Acquire) != 0 {
+            if self.walk.step(&self.shared.notices[0]) {
+                continue;
+            }
             waited += 1;
             if waited < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
@@ -151,12 +257,16 @@ impl Pool {
     }
 }
 
-fn worker(shared: &Shared, parked: &AtomicBool) {
-    let mut idle = 0;
+fn worker(shared: &Shared, me: usize, parked: &AtomicBool) {
+    let (mut idle, mut seen, mut walk) = (0, 0, Walk::default());
     while !shared.stop.load(Ordering::Relaxed) {
-        if shared.ticket.load(Ordering::Acquire) & REMAINING != 0 {
-            shared.work();
-            idle = 0;
+        let ticket = shared.ticket.load(Ordering::Acquire);
+        if ticket != seen {
+            shared.work(me, ticket);
+            (idle, seen) = (0, ticket);
+            continue;
+        }
+        if walk.step(&shared.notices[me]) {
             continue;
         }
         idle += 1;
@@ -168,7 +278,7 @@ fn worker(shared: &Shared, parked: &AtomicBool) {
             parked.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
             let work_or_stop =
-                shared.ticket.load(Ordering::Acquire) & REMAINING != 0 || shared.stop.load(Ordering::Relaxed);
+                shared.ticket.load(Ordering::Acquire) != seen || shared.stop.load(Ordering::Relaxed);
             if !work_or_stop {
                 std::thread::park();
             }
@@ -208,6 +318,26 @@ mod tests {
                     });
                     assert!(ran.iter().all(|n| n.load(Ordering::Relaxed) == 1));
                 }
+            }
+        }
+    }
+
+    /// A thread that lost its core comes back to a job that has ended, with another number of chunks after it.
+    #[test]
+    fn late_workers_claim_nothing_of_jobs_that_ended() {
+        let mut pool = Pool::new(6);
+        let ran: Vec<AtomicUsize> = (0..64).map(|_| AtomicUsize::new(0)).collect();
+        for job in 0..20_000 {
+            let chunks = 2 + job * 37 % 63;
+            pool.run(chunks, &|i| {
+                ran[i].fetch_add(1, Ordering::Relaxed);
+            });
+            for (i, ran) in ran.iter().enumerate() {
+                assert_eq!(
+                    ran.swap(0, Ordering::Relaxed),
+                    usize::from(i < chunks),
+                    "job {job}, chunk {i} of {chunks}"
+                );
             }
         }
     }

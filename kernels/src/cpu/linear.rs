@@ -20,12 +20,18 @@ use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::memory::Shared;
 use crate::packed::{Layout, Packed, TILE_ROWS};
-use crate::pool::Pool;
+use crate::pool::{Ahead, Pool, RUNS};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Weights that all blocks of rows pass over before the next ones are touched: a share of the second-level cache.
 const HOT_BYTES: usize = 128 << 10;
+
+/// Weights that a thread which waits asks memory for: a share of the second-level cache, and what comes in some microseconds.
+const AHEAD_BYTES: usize = 96 << 10;
+
+/// Outputs that are computed together: two tiles, which rows meet at once, and a group of the 8-bit form.
+const UNIT: usize = 2 * TILE_ROWS;
 
 /// What happens to a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,31 +146,27 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
     }
 }
 
-/// Rounds in which threads take their chunks of a product with `rows` rows. Every chunk begins by waiting for weights that
-/// nobody asked memory for, which counts most where a row is all they meet; and at the end all wait for the last chunk,
-/// which counts most where that takes long.
+/// Rounds in which a thread takes its share of a product with `rows` rows. At the end all wait for the last chunk, which
+/// counts most where that takes long.
 fn rounds(rows: usize) -> usize {
     match rows {
-        0..4 => 2,
+        0..4 => 3,
         4..64 => 5,
         _ => 7,
     }
 }
 
-/// A chunk's units: every round hands out half of what is left, in equal parts, the last one all of it. Long runs come
-/// first, which memory likes; short ones come last, so that nobody waits long for a thread that lost its core.
+/// A chunk's units. Each thread has an equal run of them, which memory likes; every round takes half of what is left of it, the
+/// last one all. Short chunks come last, so that nobody waits long for a thread that lost its core.
 fn share(units: usize, (rounds, threads): (usize, usize), chunk: usize) -> Range<usize> {
-    let bound = |chunk: usize| {
-        let (round, part) = (chunk / threads, chunk % threads);
-        let start = units - (units >> round);
-        let end = if round + 1 == rounds { units } else { units - (units >> (round + 1)) };
-        if round == rounds { units } else { start + (end - start) * part / threads }
-    };
-    bound(chunk)..bound(chunk + 1)
+    let (round, thread) = (chunk / threads, chunk % threads);
+    let (start, end) = (units * thread / threads, units * (thread + 1) / threads);
+    let bound = |round: usize| if round >= rounds { end } else { end - ((end - start) >> round) };
+    bound(round)..bound(round + 1)
 }
 
-/// Cuts units, which are parts of tiles' rows, tile by tile, into runs of whole tiles and parts of one. A part is as many rows
-/// as a tile is unpacked for anyway.
+/// Cuts units, which are parts of the rows of a tile or two, tile by tile, into runs of whole tiles and parts of one. A part is as
+/// many rows as tiles are unpacked for anyway.
 fn runs(units: Range<usize>, parts: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let mut at = units.start;
     std::iter::from_fn(move || {
@@ -181,6 +183,40 @@ fn runs(units: Range<usize>, parts: usize) -> impl Iterator<Item = (Range<usize>
         at += until - part;
         Some((tile..tile + 1, part..until))
     })
+}
+
+/// Tiles that a thread reads together from the start of its share.
+fn together(rows: usize) -> usize {
+    // Rows meet two tiles at a time; one row alone is shared out as evenly as can be.
+    if rows == 1 { 1 } else { UNIT / TILE_ROWS }
+}
+
+/// Where thread `thread` of `threads` begins to read the weights when they meet `rows` rows.
+pub(crate) fn begin(matrices: &[Packed], rows: usize, (thread, threads): (usize, usize)) -> Ahead {
+    let tiles: usize = matrices.iter().map(Packed::tiles).sum();
+    let together = together(rows);
+    let mut tile = tiles.div_ceil(together) * thread / threads * together;
+    let mut runs = [(0, 0); RUNS];
+    if let Some(matrix) = matrices.iter().find(|matrix| {
+        let here = tile < matrix.tiles();
+        tile -= if here { 0 } else { matrix.tiles() };
+        here
+    }) {
+        runs[..2].copy_from_slice(&matrix.runs(tile));
+    }
+    ahead(runs)
+}
+
+/// The same for [`gated`].
+pub(crate) fn gated_begin(halves: [Half<'_>; 2], outputs: usize, (thread, threads): (usize, usize)) -> Ahead {
+    let tile = outputs / UNIT * thread / threads * (UNIT / TILE_ROWS);
+    let [gate, up] = halves.map(|(matrix, first_tile)| matrix.runs(first_tile + tile));
+    ahead([gate[0], gate[1], up[0], up[1]])
+}
+
+fn ahead(runs: [(usize, usize); RUNS]) -> Ahead {
+    let bytes: usize = runs.iter().map(|(_, bytes)| bytes).sum();
+    Ahead { runs, steps: AHEAD_BYTES.checked_div(bytes).unwrap_or(0) }
 }
 
 /// Panics where rows are not in the form that `matrix` reads.
@@ -210,9 +246,12 @@ pub(crate) fn linear(
     matrices.iter().for_each(|matrix| check_form(matrix, x));
     let tiles: usize = matrices.iter().map(Packed::tiles).sum();
     let (parts, shares) = (x.rows.div_ceil(UNPACKED_ROWS).max(1), (rounds(x.rows), pool.threads()));
+    let together = together(x.rows);
+    let units = tiles.div_ceil(together) * parts;
     let data = Shared::new(out);
     pool.run(shares.0 * shares.1, &|chunk| {
-        for (tiles, parts) in runs(share(tiles * parts, shares, chunk), parts) {
+        for (units, parts) in runs(share(units, shares, chunk), parts) {
+            let tiles = units.start * together..tiles.min(units.end * together);
             let rows = parts.start * UNPACKED_ROWS..x.rows.min(parts.end * UNPACKED_ROWS);
             let (mut mine, mut first_tile, mut first) = (tiles, 0, rows.start * stride);
             for weights in matrices {
@@ -231,8 +270,6 @@ pub(crate) fn linear(
     });
 }
 
-/// Outputs of a gated layer that are computed together: a group of the 8-bit form.
-const UNIT: usize = 2 * TILE_ROWS;
 /// Gate and up values a thread keeps between the products and the activation.
 const WIDE: usize = 8 << 10;
 
@@ -303,13 +340,18 @@ mod tests {
         for (tiles, threads) in (0..70).flat_map(|tiles| (1..6).map(move |threads| (tiles, threads))) {
             for rounds in [1, 16, 256].map(rounds) {
                 let mut next = 0;
-                for chunk in 0..rounds * threads {
-                    let share = share(tiles, (rounds, threads), chunk);
-                    assert_eq!(
-                        share.start, next,
-                        "{tiles} tiles, {rounds} rounds, {threads} threads, chunk {chunk}"
-                    );
-                    next = share.end;
+                for thread in 0..threads {
+                    let (start, mut last) = (next, usize::MAX);
+                    for round in 0..rounds {
+                        let share = share(tiles, (rounds, threads), round * threads + thread);
+                        let case = format!(
+                            "{tiles} tiles, {rounds} rounds, {threads} threads: {thread} in round {round}"
+                        );
+                        assert_eq!(share.start, next, "{case}");
+                        assert!(share.len() <= last || round + 1 == rounds, "{case}");
+                        (next, last) = (share.end, share.len());
+                    }
+                    assert!((next - start).abs_diff(tiles / threads) <= 1, "equal shares");
                 }
                 assert_eq!(next, tiles);
             }

@@ -6,6 +6,7 @@ mod kv_cache;
 mod linear;
 mod low_rank;
 mod norm;
+mod order;
 mod rows;
 pub(crate) mod simd;
 
@@ -21,6 +22,7 @@ use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
 use crate::pool::Pool;
 use linear::Store;
+use order::Order;
 use rows::RowsOut;
 use std::ops::Range;
 
@@ -36,11 +38,14 @@ pub struct CpuBackend {
     preallocate: bool,
     /// What low-rank updates hold between their two products.
     low_rank: Buffer<f32>,
+    order: Order,
 }
 
 /// Matrices of one linear layer, side by side.
 pub struct Linear {
     matrices: Vec<Packed>,
+    /// In the backend's [`Order`].
+    number: usize,
 }
 
 impl Linear {
@@ -104,6 +109,7 @@ impl CpuBackend {
             row_dtype: RowDtype::default(),
             preallocate: false,
             low_rank: Buffer::default(),
+            order: Order::default(),
         }
     }
 
@@ -185,6 +191,14 @@ impl CpuBackend {
         });
     }
 
+    /// Multiplies `x` with a layer: see [`linear::linear`].
+    fn multiply(&mut self, layer: &Linear, x: &Rows, out: (&mut [f32], usize, Store)) {
+        let threads = self.pool.threads();
+        let begin = |thread| linear::begin(&layer.matrices, x.rows, (thread, threads));
+        self.order.enter(layer.number, x.rows, &mut self.pool, begin);
+        linear::linear(self.isa, &mut self.pool, &layer.matrices, x, out);
+    }
+
     /// Applies `activation` to the first `width` values of each row, times those after them where there are any.
     fn apply(&mut self, activation: Activation, x: &Matrix, width: usize, (out, form): (&mut Rows, Form)) {
         let out = out.reset(x.rows, width, form);
@@ -239,7 +253,7 @@ impl Backend for CpuBackend {
             }
             matrices.push(Packed::new(*part, &mut self.pool));
         }
-        Ok(Linear { matrices })
+        Ok(Linear { matrices, number: self.order.add() })
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Buffer<f32> {
@@ -359,13 +373,13 @@ impl Backend for CpuBackend {
     fn linear(&mut self, layer: &Linear, x: &Rows, out: &mut Matrix) {
         let width = layer.rows();
         out.reset(x.rows, width);
-        linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (&mut out.data, width, Store::Set));
+        self.multiply(layer, x, (&mut out.data, width, Store::Set));
     }
 
     fn linear_add(&mut self, layer: &Linear, x: &Rows, out: &mut Matrix) {
         let width = layer.rows();
         assert!(out.rows == x.rows && out.width == width, "the residual stream has another shape");
-        linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (&mut out.data, width, Store::Add));
+        self.multiply(layer, x, (&mut out.data, width, Store::Add));
     }
 
     fn low_rank_memory(&self) -> LowRankMemory {
@@ -382,7 +396,7 @@ impl Backend for CpuBackend {
         let width = layer.rows();
         // Every value is written below; only growth needs filling.
         out.resize(x.rows * width, 0.0);
-        linear::linear(self.isa, &mut self.pool, &layer.matrices, x, (out, width, Store::Set));
+        self.multiply(layer, x, (out, width, Store::Set));
         self.finish_logits(out, finish);
     }
 
@@ -421,6 +435,9 @@ impl Backend for CpuBackend {
         match halves {
             Some(halves) if width.is_multiple_of(GROUP) => {
                 let out = out.reset(x.rows, width, form);
+                let threads = self.pool.threads();
+                let begin = |thread| linear::gated_begin(halves, width, (thread, threads));
+                self.order.enter(layer.number, x.rows, &mut self.pool, begin);
                 linear::gated(self.isa, &mut self.pool, halves, activation, x, out);
             }
             _ => {

@@ -14,20 +14,15 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Groups of a tile that are unpacked together: with the rows they meet they fit the first-level cache.
-const UNPACKED_GROUPS: usize = 48;
+const UNPACKED_GROUPS: usize = 24;
 /// Rows that pass over them before others do.
 pub(super) const UNPACKED_ROWS: usize = 8 * BLOCK_ROWS;
+/// Tiles that are unpacked together.
+const UNPACKED_TILES: usize = 2;
 /// A cache line.
 const LINE: usize = 64;
 
-/// A weight group in registers: eight vectors of four columns each, scale and minimum.
-pub(super) struct Registers<S: Simd> {
-    quads: [S::B; 8],
-    d: S::F,
-    m: S::F,
-}
-
-/// How groups of a layout are read.
+/// How groups of a layout are read: eight quads, each a vector of four columns, then scale and minimum.
 pub(super) trait Groups {
     const CODE_BYTES: usize;
     const SCALES: usize;
@@ -35,7 +30,12 @@ pub(super) trait Groups {
     const MIN: bool;
     /// Meets shifted rows.
     const SHIFTED: bool;
-    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Registers<S>;
+    /// Rows from which two tiles at a time are faster than one (Emerald Rapids).
+    const PAIR_ROWS: usize;
+    /// Quads `j` and `j + 4`.
+    unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2];
+    /// Scale and minimum.
+    unsafe fn scales<S: Simd>(codes: *const u8, scales: *const u16) -> [S::F; 2];
     unsafe fn dot<S: Simd>(acc: S::I, u: S::B, s: S::B) -> S::I;
 }
 
@@ -52,18 +52,21 @@ struct Unpacked {
     m: [f32; LANES],
 }
 
-impl<S: Simd> Registers<S> {
+impl Unpacked {
     /// # Safety
-    /// `S`'s instructions are available and `out` may be written.
+    /// `S`'s instructions are available, a whole group lies at `codes` and `scales`, and `out` may be written.
     #[inline(always)]
-    unsafe fn store(self, out: *mut Unpacked) {
+    unsafe fn store<S: Simd, G: Groups>(codes: *const u8, scales: *const u16, out: *mut Unpacked) {
         // SAFETY: by the contract above.
         unsafe {
-            for (quad, v) in self.quads.into_iter().enumerate() {
-                S::store_b((&raw mut (*out).quads[quad]).cast(), v);
+            for j in 0..4 {
+                let [low, high] = G::quads::<S>(codes, j);
+                S::store_b((&raw mut (*out).quads[j]).cast(), low);
+                S::store_b((&raw mut (*out).quads[j + 4]).cast(), high);
             }
-            S::store((&raw mut (*out).d).cast(), self.d);
-            S::store((&raw mut (*out).m).cast(), self.m);
+            let [d, m] = G::scales::<S>(codes, scales);
+            S::store((&raw mut (*out).d).cast(), d);
+            S::store((&raw mut (*out).m).cast(), m);
         }
     }
 }
@@ -73,30 +76,21 @@ impl Groups for Four {
     const SCALES: usize = 32;
     const MIN: bool = true;
     const SHIFTED: bool = false;
+    const PAIR_ROWS: usize = 2;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Registers<S> {
+    unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
         // SAFETY: the caller points at a whole group.
         unsafe {
-            let v0 = S::load_b(codes);
-            let v1 = S::load_b(codes.add(64));
-            let v2 = S::load_b(codes.add(128));
-            let v3 = S::load_b(codes.add(192));
-            Registers {
-                quads: [
-                    S::low_nibbles(v0),
-                    S::low_nibbles(v1),
-                    S::low_nibbles(v2),
-                    S::low_nibbles(v3),
-                    S::high_nibbles(v0),
-                    S::high_nibbles(v1),
-                    S::high_nibbles(v2),
-                    S::high_nibbles(v3),
-                ],
-                d: S::load_f16(scales),
-                m: S::load_f16(scales.add(LANES)),
-            }
+            let both = S::load_b(codes.add(64 * j));
+            [S::low_nibbles(both), S::high_nibbles(both)]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(_: *const u8, scales: *const u16) -> [S::F; 2] {
+        // SAFETY: as above.
+        unsafe { [S::load_f16(scales), S::load_f16(scales.add(LANES))] }
     }
 
     #[inline(always)]
@@ -111,18 +105,19 @@ impl Groups for Loose {
     const SCALES: usize = 0;
     const MIN: bool = true;
     const SHIFTED: bool = false;
+    const PAIR_ROWS: usize = 2;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(codes: *const u8, _: *const u16) -> Registers<S> {
-        let group = codes.cast::<Unpacked>();
+    unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
         // SAFETY: the caller points at a whole group.
-        unsafe {
-            Registers {
-                quads: eight_vectors::<S>(codes),
-                d: S::load((&raw const (*group).d).cast()),
-                m: S::load((&raw const (*group).m).cast()),
-            }
-        }
+        unsafe { [S::load_b(codes.add(64 * j)), S::load_b(codes.add(64 * (j + 4)))] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(codes: *const u8, _: *const u16) -> [S::F; 2] {
+        let group = codes.cast::<Unpacked>();
+        // SAFETY: as above.
+        unsafe { [S::load((&raw const (*group).d).cast()), S::load((&raw const (*group).m).cast())] }
     }
 
     #[inline(always)]
@@ -137,11 +132,18 @@ impl Groups for Eight {
     const SCALES: usize = 16;
     const MIN: bool = false;
     const SHIFTED: bool = true;
+    const PAIR_ROWS: usize = 64;
 
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(codes: *const u8, scales: *const u16) -> Registers<S> {
+    unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
         // SAFETY: the caller points at a whole group.
-        unsafe { Registers { quads: eight_vectors::<S>(codes), d: S::load_f16(scales), m: S::zero() } }
+        unsafe { [S::load_b(codes.add(64 * j)), S::load_b(codes.add(64 * (j + 4)))] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(_: *const u8, scales: *const u16) -> [S::F; 2] {
+        // SAFETY: as above.
+        unsafe { [S::load_f16(scales), S::zero()] }
     }
 
     #[inline(always)]
@@ -151,49 +153,52 @@ impl Groups for Eight {
     }
 }
 
-#[inline(always)]
-unsafe fn eight_vectors<S: Simd>(codes: *const u8) -> [S::B; 8] {
-    // SAFETY: the caller points at 512 bytes.
-    unsafe {
-        [
-            S::load_b(codes),
-            S::load_b(codes.add(64)),
-            S::load_b(codes.add(128)),
-            S::load_b(codes.add(192)),
-            S::load_b(codes.add(256)),
-            S::load_b(codes.add(320)),
-            S::load_b(codes.add(384)),
-            S::load_b(codes.add(448)),
-        ]
-    }
-}
-
 /// Of sixteen rows.
 type Sums = [i32; LANES];
 
-/// Some consecutive groups of one tile: where they lie, and which of the row's groups they meet.
+/// Some consecutive groups of one tile, and the same ones of the tiles after it: where they lie, and which of the row's groups
+/// they meet.
 #[derive(Clone)]
 struct Strip {
     codes: *const u8,
     scales: *const u16,
-    /// Sums of each group's codes, where rows are shifted.
+    /// Sums of each group's codes, where rows are shifted: [tile][UNPACKED_GROUPS].
     sums: *const Sums,
     groups: Range<usize>,
+    /// Groups from one tile to the next.
+    apart: usize,
     /// Packed weights to ask memory for meanwhile, group by group: codes and scales.
     next: Option<(*const u8, *const u16)>,
 }
 
-/// Adds the products of a strip and `T` rows of one block, from `row` on.
+/// Asks memory for a group of `N` tiles and moves on to the next one.
 #[inline(always)]
-unsafe fn products<S: Simd, G: Groups, P: Groups, const T: usize>(
+unsafe fn fetch<S: Simd, P: Groups, const N: usize>((codes, scales): &mut (*const u8, *const u16), apart: usize) {
+    for n in 0..N {
+        // SAFETY: what is asked for may be at any address.
+        unsafe {
+            for line in 0..P::CODE_BYTES / LINE {
+                S::prefetch(codes.wrapping_add(n * apart * P::CODE_BYTES + line * LINE));
+            }
+            S::prefetch(scales.wrapping_add(n * apart * P::SCALES).cast());
+        }
+    }
+    *codes = codes.wrapping_add(P::CODE_BYTES);
+    *scales = scales.wrapping_add(P::SCALES);
+}
+
+/// Adds the products of a strip's `N` tiles and `T` rows of one block, from `row` on. A row's codes are loaded once for all
+/// tiles: with one tile, loading would take as long as multiplying.
+#[inline(always)]
+unsafe fn products<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize>(
     job: &Job<'_>,
     strip: &Strip,
     row: usize,
-    mut acc: [S::F; T],
-) -> [S::F; T] {
+    mut acc: [[S::F; T]; N],
+) -> [[S::F; T]; N] {
     let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
     let row_groups = job.weights.cols / GROUP;
-    // SAFETY: a strip's groups are inside the tile and the row; offsets stay inside both. What is fetched ahead may lie
+    // SAFETY: a strip's groups are inside the tiles and the row; offsets stay inside both. What is fetched ahead may lie
     // beyond: nothing of it is read here.
     unsafe {
         let place = (block * row_groups + strip.groups.start) * BLOCK_ROWS + lane;
@@ -209,33 +214,46 @@ unsafe fn products<S: Simd, G: Groups, P: Groups, const T: usize>(
         let mut sums = strip.sums;
         let (mut codes, mut scales) = (strip.codes, strip.scales);
         let mut next = strip.next;
+        let (code_step, scale_step) = (strip.apart * G::CODE_BYTES, strip.apart * G::SCALES);
         for _ in strip.groups.clone() {
-            let w = G::unpack::<S>(codes, scales);
-            if let Some((codes, scales)) = &mut next {
-                for line in 0..P::CODE_BYTES / LINE {
-                    S::prefetch(codes.wrapping_add(line * LINE));
-                }
-                S::prefetch(scales.cast());
-                *codes = codes.wrapping_add(P::CODE_BYTES);
-                *scales = scales.wrapping_add(P::SCALES);
+            if let Some(next) = &mut next {
+                fetch::<S, P, N>(next, row_groups);
             }
-            let mut dot = [S::isplat(0); T];
+            let mut dot = [[S::isplat(0); T]; N];
             if G::SHIFTED {
-                let sums = S::load_i(sums.cast());
-                for t in 0..T {
-                    dot[t] = S::mul_add_i16(sums, S::isplat(*shift.add(t)), S::isplat(*bias.add(t)));
+                for n in 0..N {
+                    let sums = S::load_i(sums.wrapping_add(n * UNPACKED_GROUPS).cast());
+                    for t in 0..T {
+                        dot[n][t] = S::mul_add_i16(sums, S::isplat(*shift.add(t)), S::isplat(*bias.add(t)));
+                    }
                 }
             }
             // Neighbouring dot products are independent: none waits for the one before.
-            for j in 0..8 {
-                for t in 0..T {
-                    dot[t] = G::dot::<S>(dot[t], w.quads[j], S::splat_b(q.add(t * GROUP + 4 * j)));
+            for j in 0..4 {
+                let mut w = [G::quads::<S>(codes, j); N];
+                for n in 1..N {
+                    w[n] = G::quads::<S>(codes.add(n * code_step), j);
+                }
+                for half in 0..2 {
+                    for t in 0..T {
+                        let x = S::splat_b(q.add(t * GROUP + half * GROUP / 2 + 4 * j));
+                        for n in 0..N {
+                            dot[n][t] = G::dot::<S>(dot[n][t], w[n][half], x);
+                        }
+                    }
                 }
             }
+            let mut w = [G::scales::<S>(codes, scales); N];
+            for n in 1..N {
+                w[n] = G::scales::<S>(codes.add(n * code_step), scales.add(n * scale_step));
+            }
             for t in 0..T {
-                acc[t] = S::fma(S::to_f(dot[t]), S::mul(w.d, S::splat(*scale.add(t))), acc[t]);
-                if G::MIN {
-                    acc[t] = S::fma(w.m, S::splat(*sum.add(t)), acc[t]);
+                let scale = S::splat(*scale.add(t));
+                for n in 0..N {
+                    acc[n][t] = S::fma(S::to_f(dot[n][t]), S::mul(w[n][0], scale), acc[n][t]);
+                    if G::MIN {
+                        acc[n][t] = S::fma(w[n][1], S::splat(*sum.add(t)), acc[n][t]);
+                    }
                 }
             }
             q = q.add(BLOCK_ROWS * GROUP);
@@ -251,39 +269,45 @@ unsafe fn products<S: Simd, G: Groups, P: Groups, const T: usize>(
     }
 }
 
-/// Where sums of a tile that is not done wait: [row][16 outputs].
+/// Where sums of tiles that are not done wait: [tile][UNPACKED_ROWS][16 outputs].
 type Waiting = *mut [f32; LANES];
 
-/// A strip times `T` rows; sums begin and end in `waiting` where the strip is not all of its tile.
+/// A strip's `N` tiles, the first of them `tile`, times `T` rows; sums begin and end in `waiting` where the strip is not all of
+/// its tiles.
 #[inline(always)]
-unsafe fn rows<S: Simd, G: Groups, P: Groups, const T: usize>(
+unsafe fn rows<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize>(
     job: &Job<'_>,
     (tile, strip): (usize, &Strip),
     row: usize,
     waiting: Waiting,
-) {
+) -> usize {
     // SAFETY: forwarded; `waiting` has room for `T` rows where it is used.
     unsafe {
-        let mut acc = [S::zero(); T];
+        let mut acc = [[S::zero(); T]; N];
         if strip.groups.start > 0 {
-            for t in 0..T {
-                acc[t] = S::load(waiting.add(t).cast());
+            for n in 0..N {
+                for t in 0..T {
+                    acc[n][t] = S::load(waiting.add(n * UNPACKED_ROWS + t).cast());
+                }
             }
         }
-        let acc = products::<S, G, P, T>(job, strip, row, acc);
-        if strip.groups.end < job.weights.cols / GROUP {
-            for t in 0..T {
-                S::store(waiting.add(t).cast(), acc[t]);
+        let acc = products::<S, G, P, N, T>(job, strip, row, acc);
+        for n in 0..N {
+            if strip.groups.end < job.weights.cols / GROUP {
+                for t in 0..T {
+                    S::store(waiting.add(n * UNPACKED_ROWS + t).cast(), acc[n][t]);
+                }
+            } else {
+                put::<S, T>(job, tile + n, row, acc[n]);
             }
-        } else {
-            put::<S, T>(job, tile, row, acc);
         }
     }
+    T
 }
 
-/// A strip times rows `range` of the job, as many at a time as registers hold.
+/// A strip's `N` tiles times rows `range` of the job, as many at a time as registers hold.
 #[inline(always)]
-unsafe fn all_rows<S: Simd, G: Groups, P: Groups>(
+unsafe fn all_rows<S: Simd, G: Groups, P: Groups, const N: usize>(
     job: &Job<'_>,
     (tile, strip): (usize, Strip),
     range: Range<usize>,
@@ -292,26 +316,19 @@ unsafe fn all_rows<S: Simd, G: Groups, P: Groups>(
     let mut row = range.start;
     while row < range.end {
         let left = (range.end - row).min(BLOCK_ROWS - row % BLOCK_ROWS);
-        // The next tile is asked for once, beside the first rows. Many keep the multipliers busy for longer than memory takes
-        // to bring it; for one row it doubles what a core has under way (Emerald Rapids: 36 GMAC/s become 47).
+        // The next tiles are asked for once, beside the first rows. Many keep the multipliers busy for longer than memory takes
+        // to bring them; for one row it doubles what a core has under way (Emerald Rapids: 36 GMAC/s become 47).
         let ahead = row == range.start;
-        let strip = Strip { next: if ahead { strip.next } else { None }, ..strip.clone() };
+        let strip = &Strip { next: if ahead { strip.next } else { None }, ..strip.clone() };
         let waiting = waiting.wrapping_add(row - range.start);
         // SAFETY: rows `row..row + T` are inside the block and the batch.
         unsafe {
-            row += if S::TILE_TOKENS >= 8 && left >= 8 {
-                rows::<S, G, P, 8>(job, (tile, &strip), row, waiting);
-                8
-            } else if left >= 4 {
-                rows::<S, G, P, 4>(job, (tile, &strip), row, waiting);
-                4
-            } else if left >= 2 {
-                rows::<S, G, P, 2>(job, (tile, &strip), row, waiting);
-                2
-            } else {
-                rows::<S, G, P, 1>(job, (tile, &strip), row, waiting);
-                1
-            }
+            row += match left {
+                8.. if S::TILE_TOKENS >= 8 => rows::<S, G, P, N, 8>(job, (tile, strip), row, waiting),
+                4.. => rows::<S, G, P, N, 4>(job, (tile, strip), row, waiting),
+                2.. => rows::<S, G, P, N, 2>(job, (tile, strip), row, waiting),
+                _ => rows::<S, G, P, N, 1>(job, (tile, strip), row, waiting),
+            };
         }
     }
 }
@@ -319,68 +336,98 @@ unsafe fn all_rows<S: Simd, G: Groups, P: Groups>(
 /// The job.
 #[inline(always)]
 pub(super) unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *const u16)) {
-    // SAFETY: forwarded.
-    unsafe {
-        if G::SHIFTED || job.rows.len() > S::TILE_TOKENS {
-            prepared::<S, G>(job, weights);
-        } else {
-            direct::<S, G>(job, weights);
+    let mut tile = job.tiles.start;
+    while tile < job.tiles.end {
+        let together = S::TILES >= 2 && job.rows.len() >= G::PAIR_ROWS && tile + 2 <= job.tiles.end;
+        // SAFETY: forwarded.
+        unsafe {
+            tile += match together {
+                true => some_tiles::<S, G, 2>(job, weights, tile),
+                false => some_tiles::<S, G, 1>(job, weights, tile),
+            }
         }
     }
 }
 
+/// The job's `N` tiles from `tile` on; their number.
+#[inline(always)]
+unsafe fn some_tiles<S: Simd, G: Groups, const N: usize>(
+    job: &Job<'_>,
+    weights: (*const u8, *const u16),
+    tile: usize,
+) -> usize {
+    // SAFETY: forwarded.
+    unsafe {
+        if G::SHIFTED || job.rows.len() > S::TILES * S::TILE_TOKENS {
+            prepared::<S, G, N>(job, weights, tile);
+        } else {
+            direct::<S, G, N>(job, weights, tile);
+        }
+    }
+    N
+}
+
 /// Few rows, on groups as they lie in memory.
 #[inline(always)]
-unsafe fn direct<S: Simd, G: Groups>(job: &Job<'_>, (codes, scales): (*const u8, *const u16)) {
+unsafe fn direct<S: Simd, G: Groups, const N: usize>(
+    job: &Job<'_>,
+    (codes, scales): (*const u8, *const u16),
+    tile: usize,
+) {
     let groups = job.weights.cols / GROUP;
     let at = |tile: usize| {
         (codes.wrapping_add(tile * groups * G::CODE_BYTES), scales.wrapping_add(tile * groups * G::SCALES))
     };
-    for tile in job.tiles.clone() {
-        let (codes, scales) = at(tile);
-        let strip = Strip { codes, scales, sums: std::ptr::null(), groups: 0..groups, next: Some(at(tile + 1)) };
-        // SAFETY: the strip is the whole tile, so no sum waits.
-        unsafe { all_rows::<S, G, G>(job, (tile, strip), job.rows.clone(), std::ptr::null_mut()) }
-    }
+    let ((codes, scales), next) = (at(tile), Some(at(tile + N)));
+    let strip = Strip { codes, scales, sums: std::ptr::null(), groups: 0..groups, apart: groups, next };
+    // SAFETY: the strip is whole tiles, so no sum waits.
+    unsafe { all_rows::<S, G, G, N>(job, (tile, strip), job.rows.clone(), std::ptr::null_mut()) }
 }
 
 /// Rows on groups of which something is worked out first: all of their codes in bytes, or the codes' sums.
 #[inline(always)]
-unsafe fn prepared<S: Simd, G: Groups>(job: &Job<'_>, (codes, scales): (*const u8, *const u16)) {
+unsafe fn prepared<S: Simd, G: Groups, const N: usize>(
+    job: &Job<'_>,
+    (codes, scales): (*const u8, *const u16),
+    tile: usize,
+) {
     let groups = job.weights.cols / GROUP;
-    let mut loose = [const { MaybeUninit::<Unpacked>::uninit() }; UNPACKED_GROUPS];
-    let mut sums = [const { MaybeUninit::<Sums>::uninit() }; UNPACKED_GROUPS];
-    let mut waiting = [const { MaybeUninit::<[f32; LANES]>::uninit() }; UNPACKED_ROWS];
-    let strips = (0..groups).step_by(UNPACKED_GROUPS);
-    let row_chunks = job.rows.clone().step_by(UNPACKED_ROWS);
-    for tile in job.tiles.clone() {
-        for (chunk, first) in row_chunks.clone().flat_map(|c| strips.clone().map(move |g| (c, g))) {
+    let mut loose = [const { MaybeUninit::<Unpacked>::uninit() }; UNPACKED_TILES * UNPACKED_GROUPS];
+    let mut sums = [const { MaybeUninit::<Sums>::uninit() }; UNPACKED_TILES * UNPACKED_GROUPS];
+    let mut waiting = [const { MaybeUninit::<[f32; LANES]>::uninit() }; UNPACKED_TILES * UNPACKED_ROWS];
+    let at = |group: usize| (codes.wrapping_add(group * G::CODE_BYTES), scales.wrapping_add(group * G::SCALES));
+    for chunk in job.rows.clone().step_by(UNPACKED_ROWS) {
+        for first in (0..groups).step_by(UNPACKED_GROUPS) {
             let some = first..(first + UNPACKED_GROUPS).min(groups);
-            let at =
-                |group: usize| (codes.wrapping_add(group * G::CODE_BYTES), scales.wrapping_add(group * G::SCALES));
-            // SAFETY: the groups are inside the tile, the room holds them, and they are read after they were written.
+            // SAFETY: the groups are inside the tiles, the room holds them, and they are read after they were written.
             unsafe {
-                for (i, group) in some.clone().enumerate() {
-                    let (codes, scales) = at(tile * groups + group);
-                    let w = G::unpack::<S>(codes, scales);
-                    if G::SHIFTED {
-                        let ones = S::splat_b([1; 4].as_ptr());
-                        let add = |sum, quad| G::dot::<S>(sum, quad, ones);
-                        S::store_i(sums[i].as_mut_ptr().cast(), w.quads.into_iter().fold(S::isplat(0), add));
-                    } else {
-                        w.store(loose[i].as_mut_ptr());
+                for n in 0..N {
+                    for (i, group) in some.clone().enumerate() {
+                        let ((codes, scales), i) = (at((tile + n) * groups + group), n * UNPACKED_GROUPS + i);
+                        if G::SHIFTED {
+                            let ones = S::splat_b([1; 4].as_ptr());
+                            let mut sum = S::isplat(0);
+                            for j in 0..4 {
+                                let [low, high] = G::quads::<S>(codes, j);
+                                sum = G::dot::<S>(G::dot::<S>(sum, low, ones), high, ones);
+                            }
+                            S::store_i(sums[i].as_mut_ptr().cast(), sum);
+                        } else {
+                            Unpacked::store::<S, G>(codes, scales, loose[i].as_mut_ptr());
+                        }
                     }
                 }
-                let next = (chunk == job.rows.start).then(|| at((tile + 1) * groups + first));
+                let next = (chunk == job.rows.start).then(|| at((tile + N) * groups + first));
                 let rows = chunk..(chunk + UNPACKED_ROWS).min(job.rows.end);
                 let (waiting, sums) = (waiting.as_mut_ptr().cast(), sums.as_ptr().cast());
                 if G::SHIFTED {
                     let (codes, scales) = at(tile * groups + first);
-                    let strip = Strip { codes, scales, sums, groups: some, next };
-                    all_rows::<S, G, G>(job, (tile, strip), rows, waiting);
+                    let strip = Strip { codes, scales, sums, groups: some, apart: groups, next };
+                    all_rows::<S, G, G, N>(job, (tile, strip), rows, waiting);
                 } else {
-                    let strip = Strip { codes: loose.as_ptr().cast(), scales, sums, groups: some, next };
-                    all_rows::<S, Loose, G>(job, (tile, strip), rows, waiting);
+                    let (codes, apart) = (loose.as_ptr().cast(), UNPACKED_GROUPS);
+                    let strip = Strip { codes, scales, sums, groups: some, apart, next };
+                    all_rows::<S, Loose, G, N>(job, (tile, strip), rows, waiting);
                 }
             }
         }

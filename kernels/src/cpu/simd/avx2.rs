@@ -92,6 +92,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Pairs = (Self::F, Self::F);
     type Rounded = f32;
     const TILE_TOKENS: usize = 4;
+    const TILES: usize = 1;
     const TILE_QUERIES: usize = 2;
     const PAIR_QUERIES: usize = 4;
 

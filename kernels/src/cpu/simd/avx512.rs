@@ -166,6 +166,7 @@ impl<P: PairProducts> Simd for Avx512<P> {
     type Pairs = P::Pairs;
     type Rounded = P::Rounded;
     const TILE_TOKENS: usize = 8;
+    const TILES: usize = 2;
     const TILE_QUERIES: usize = 6;
     const PAIR_QUERIES: usize = P::QUERIES;
 

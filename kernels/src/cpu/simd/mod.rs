@@ -131,6 +131,8 @@ pub(crate) trait Simd: Copy + 'static {
     type Rounded: Copy + Default;
     /// Tokens a linear kernel keeps in registers at once.
     const TILE_TOKENS: usize;
+    /// Tiles of weights that meet them together.
+    const TILES: usize;
     /// Query rows an attention kernel over an 8-bit cache keeps in registers at once.
     const TILE_QUERIES: usize;
     /// The same over a bf16 cache.

@@ -102,6 +102,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type Pairs = (Self::F, Self::F);
     type Rounded = f32;
     const TILE_TOKENS: usize = 4;
+    const TILES: usize = 1;
     const TILE_QUERIES: usize = 2;
     const PAIR_QUERIES: usize = 4;
 

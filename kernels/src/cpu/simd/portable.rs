@@ -27,6 +27,7 @@ impl Simd for Portable {
     type Pairs = (Self::F, Self::F);
     type Rounded = f32;
     const TILE_TOKENS: usize = 4;
+    const TILES: usize = 1;
     const TILE_QUERIES: usize = 2;
     const PAIR_QUERIES: usize = 4;
 
