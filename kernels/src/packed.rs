@@ -106,6 +106,11 @@ pub fn packed_bytes(dtype: Dtype, rows: usize, cols: usize) -> u64 {
     rows.next_multiple_of(TILE_ROWS) as u64 * row as u64
 }
 
+/// Address of one of equally large tiles, and bytes of `step` of its numbers.
+fn run<T>(data: &[T], (tile, tiles): (usize, usize), step: usize) -> (usize, usize) {
+    (data[data.len() / tiles * tile..].as_ptr().addr(), step * size_of::<T>())
+}
+
 impl Packed {
     /// Repacks a checked matrix, tiles in parallel.
     pub(crate) fn new(stored: Stored<'_>, pool: &mut Pool) -> Packed {
@@ -167,16 +172,13 @@ impl Packed {
 
     /// Where tile `tile` begins, and bytes of it that lie side by side: codes and scales of a group, or 32 columns.
     pub(crate) fn runs(&self, tile: usize) -> [(usize, usize); 2] {
-        fn run<T>(data: &[T], (step, at): (usize, usize)) -> (usize, usize) {
-            (data.as_ptr().wrapping_add(at * step).addr(), step * size_of::<T>())
-        }
-        let at = tile * self.cols.div_ceil(GROUP);
+        let tiles = self.tiles();
         let floats = GROUP * TILE_ROWS;
         match &self.layout {
-            Layout::Four { codes, scales } => [run(codes, (256, at)), run(scales, (32, at))],
-            Layout::Eight { codes, scales } => [run(codes, (512, at)), run(scales, (16, at))],
-            Layout::Half(values) | Layout::Brain(values) => [run(values, (floats, at)), (0, 0)],
-            Layout::Single(values) => [run(values, (floats, at)), (0, 0)],
+            Layout::Four { codes, scales } => [run(codes, (tile, tiles), 256), run(scales, (tile, tiles), 32)],
+            Layout::Eight { codes, scales } => [run(codes, (tile, tiles), 512), run(scales, (tile, tiles), 16)],
+            Layout::Half(values) | Layout::Brain(values) => [run(values, (tile, tiles), floats), (0, 0)],
+            Layout::Single(values) => [run(values, (tile, tiles), floats), (0, 0)],
         }
     }
 

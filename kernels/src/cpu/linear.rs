@@ -195,21 +195,21 @@ fn together(rows: usize) -> usize {
 pub(crate) fn begin(matrices: &[Packed], rows: usize, (thread, threads): (usize, usize)) -> Ahead {
     let tiles: usize = matrices.iter().map(Packed::tiles).sum();
     let together = together(rows);
-    let mut tile = tiles.div_ceil(together) * thread / threads * together;
+    let mut tile = share(tiles.div_ceil(together), (1, threads), thread).start * together;
     let mut runs = [(0, 0); RUNS];
-    if let Some(matrix) = matrices.iter().find(|matrix| {
-        let here = tile < matrix.tiles();
-        tile -= if here { 0 } else { matrix.tiles() };
-        here
-    }) {
-        runs[..2].copy_from_slice(&matrix.runs(tile));
+    for matrix in matrices {
+        if tile < matrix.tiles() {
+            runs[..2].copy_from_slice(&matrix.runs(tile));
+            break;
+        }
+        tile -= matrix.tiles();
     }
     ahead(runs)
 }
 
 /// The same for [`gated`].
 pub(crate) fn gated_begin(halves: [Half<'_>; 2], outputs: usize, (thread, threads): (usize, usize)) -> Ahead {
-    let tile = outputs / UNIT * thread / threads * (UNIT / TILE_ROWS);
+    let tile = share(outputs / UNIT, (1, threads), thread).start * (UNIT / TILE_ROWS);
     let [gate, up] = halves.map(|(matrix, first_tile)| matrix.runs(first_tile + tile));
     ahead([gate[0], gate[1], up[0], up[1]])
 }

@@ -9,6 +9,7 @@
 use super::super::rows::BLOCK_ROWS;
 use super::super::simd::{LANES, Simd};
 use super::{Job, put};
+use crate::memory::LINE;
 use crate::packed::GROUP;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -17,10 +18,8 @@ use std::ops::Range;
 const UNPACKED_GROUPS: usize = 24;
 /// Rows that pass over them before others do.
 pub(super) const UNPACKED_ROWS: usize = 8 * BLOCK_ROWS;
-/// Tiles that are unpacked together.
-const UNPACKED_TILES: usize = 2;
-/// A cache line.
-const LINE: usize = 64;
+/// Tiles that meet rows together, where registers allow.
+const PAIR: usize = 2;
 
 /// How groups of a layout are read: eight quads, each a vector of four columns, then scale and minimum.
 pub(super) trait Groups {
@@ -31,7 +30,7 @@ pub(super) trait Groups {
     /// Meets shifted rows.
     const SHIFTED: bool;
     /// Rows from which two tiles at a time are faster than one (Emerald Rapids).
-    const PAIR_ROWS: usize;
+    const PAIR_ROWS: usize = if Self::SHIFTED { 64 } else { 2 };
     /// Quads `j` and `j + 4`.
     unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2];
     /// Scale and minimum.
@@ -76,7 +75,6 @@ impl Groups for Four {
     const SCALES: usize = 32;
     const MIN: bool = true;
     const SHIFTED: bool = false;
-    const PAIR_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
@@ -105,12 +103,11 @@ impl Groups for Loose {
     const SCALES: usize = 0;
     const MIN: bool = true;
     const SHIFTED: bool = false;
-    const PAIR_ROWS: usize = 2;
 
     #[inline(always)]
     unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
-        // SAFETY: the caller points at a whole group.
-        unsafe { [S::load_b(codes.add(64 * j)), S::load_b(codes.add(64 * (j + 4)))] }
+        // SAFETY: forwarded.
+        unsafe { bytes::<S>(codes, j) }
     }
 
     #[inline(always)]
@@ -132,12 +129,11 @@ impl Groups for Eight {
     const SCALES: usize = 16;
     const MIN: bool = false;
     const SHIFTED: bool = true;
-    const PAIR_ROWS: usize = 64;
 
     #[inline(always)]
     unsafe fn quads<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
-        // SAFETY: the caller points at a whole group.
-        unsafe { [S::load_b(codes.add(64 * j)), S::load_b(codes.add(64 * (j + 4)))] }
+        // SAFETY: forwarded.
+        unsafe { bytes::<S>(codes, j) }
     }
 
     #[inline(always)]
@@ -151,6 +147,13 @@ impl Groups for Eight {
         // SAFETY: no further requirement.
         unsafe { S::dot(acc, u, s) }
     }
+}
+
+/// Quads `j` and `j + 4` of codes that have a byte each.
+#[inline(always)]
+unsafe fn bytes<S: Simd>(codes: *const u8, j: usize) -> [S::B; 2] {
+    // SAFETY: the caller points at a whole group.
+    unsafe { [S::load_b(codes.add(64 * j)), S::load_b(codes.add(64 * (j + 4)))] }
 }
 
 /// Of sixteen rows.
@@ -338,11 +341,11 @@ unsafe fn all_rows<S: Simd, G: Groups, P: Groups, const N: usize>(
 pub(super) unsafe fn quantised<S: Simd, G: Groups>(job: &Job<'_>, weights: (*const u8, *const u16)) {
     let mut tile = job.tiles.start;
     while tile < job.tiles.end {
-        let together = S::TILES >= 2 && job.rows.len() >= G::PAIR_ROWS && tile + 2 <= job.tiles.end;
+        let together = S::TILES >= PAIR && job.rows.len() >= G::PAIR_ROWS && tile + PAIR <= job.tiles.end;
         // SAFETY: forwarded.
         unsafe {
             tile += match together {
-                true => some_tiles::<S, G, 2>(job, weights, tile),
+                true => some_tiles::<S, G, PAIR>(job, weights, tile),
                 false => some_tiles::<S, G, 1>(job, weights, tile),
             }
         }
@@ -392,9 +395,9 @@ unsafe fn prepared<S: Simd, G: Groups, const N: usize>(
     tile: usize,
 ) {
     let groups = job.weights.cols / GROUP;
-    let mut loose = [const { MaybeUninit::<Unpacked>::uninit() }; UNPACKED_TILES * UNPACKED_GROUPS];
-    let mut sums = [const { MaybeUninit::<Sums>::uninit() }; UNPACKED_TILES * UNPACKED_GROUPS];
-    let mut waiting = [const { MaybeUninit::<[f32; LANES]>::uninit() }; UNPACKED_TILES * UNPACKED_ROWS];
+    let mut loose = [const { MaybeUninit::<Unpacked>::uninit() }; PAIR * UNPACKED_GROUPS];
+    let mut sums = [const { MaybeUninit::<Sums>::uninit() }; PAIR * UNPACKED_GROUPS];
+    let mut waiting = [const { MaybeUninit::<[f32; LANES]>::uninit() }; PAIR * UNPACKED_ROWS];
     let at = |group: usize| (codes.wrapping_add(group * G::CODE_BYTES), scales.wrapping_add(group * G::SCALES));
     for chunk in job.rows.clone().step_by(UNPACKED_ROWS) {
         for first in (0..groups).step_by(UNPACKED_GROUPS) {
