@@ -6,6 +6,7 @@
 //! ([`Ahead`]), then a short spin, then yielding, then parking, so idle workers cost nothing and busy neighbours are let in.
 
 use crate::memory::{LINE, prefetch};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
@@ -90,6 +91,13 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
     walk: Walk,
+}
+
+/// Part `chunk / threads` of thread `chunk % threads`'s run of `0..count`; all runs are equal and cut into `parts`. What one
+/// job leaves in a thread's cache the next one finds there.
+pub(crate) fn part(count: usize, (parts, threads): (usize, usize), chunk: usize) -> Range<usize> {
+    let (place, places) = (chunk % threads * parts + chunk / threads, parts * threads);
+    count * place / places..count * (place + 1) / places
 }
 
 impl Notice {
@@ -303,7 +311,7 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::Pool;
+    use super::{Pool, part};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -338,6 +346,23 @@ mod tests {
                     usize::from(i < chunks),
                     "job {job}, chunk {i} of {chunks}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn parts_cover_everything_once_and_a_threads_lie_together() {
+        for (count, parts, threads) in
+            (0..40).flat_map(|n| (1..9).flat_map(move |p| (1..6).map(move |t| (n, p, t))))
+        {
+            let mut next = 0;
+            for thread in 0..threads {
+                for round in 0..parts {
+                    let part = part(count, (parts, threads), round * threads + thread);
+                    assert_eq!(part.start, next, "{count} in {parts} parts for each of {threads}");
+                    next = part.end;
+                }
+                assert_eq!(next, count * (thread + 1) / threads, "equal runs");
             }
         }
     }

@@ -31,6 +31,13 @@ use brain::Brain;
 use int8::Int8;
 use store::Store;
 
+/// The number of a row's query: those of one KV head lie together, row after row, so that an item's are consecutive.
+#[inline(always)]
+fn query(heads: AttentionShape, rows: usize, row: usize, head: usize) -> usize {
+    let group = heads.heads / heads.kv_heads;
+    (head / group * rows + row) * group + head % group
+}
+
 /// A layer's cache, of either kind.
 #[derive(Clone, Copy)]
 enum Either {
@@ -90,18 +97,22 @@ pub(super) fn attention(
     let target = if whole { &mut *out } else { &mut step.compact };
     let target = target.reset(rows, heads.out_width(), if whole { form } else { Form::F32 });
     let (plan, states) = step.plan.begin();
-    let (pieces, scores, out_rows) = (&plan.pieces, Scores::new(heads), target);
+    let (scores, out_rows) = (Scores::new(heads), target);
     match cache {
         Either::Brain(cache) => {
             let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
             // SAFETY: the ISA is available; what is read of block tables is inside the cache; every output row and head is written by
             // one piece, or by the last of those that share a counter.
-            backend.pool.run(pieces.len(), &|piece| unsafe { job.brain(isa, &pieces[piece]) });
+            backend
+                .pool
+                .run(plan.chunks(), &|chunk| plan.piece(chunk).for_each(|piece| unsafe { job.brain(isa, piece) }));
         }
         Either::Int8(cache) => {
             let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
             // SAFETY: as above.
-            backend.pool.run(pieces.len(), &|piece| unsafe { job.int8(isa, &pieces[piece]) });
+            backend
+                .pool
+                .run(plan.chunks(), &|chunk| plan.piece(chunk).for_each(|piece| unsafe { job.int8(isa, piece) }));
         }
     }
     if !whole {

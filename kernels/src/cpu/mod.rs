@@ -20,7 +20,7 @@ use crate::backend::{
 use crate::low_rank::{LowRankMemory, LowRankUpdate};
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
-use crate::pool::Pool;
+use crate::pool::{Pool, part};
 use linear::Store;
 use order::Order;
 use rows::RowsOut;
@@ -28,6 +28,8 @@ use std::ops::Range;
 
 /// Row operations on fewer rows than this are not worth waking anybody for.
 const PARALLEL_ROWS: usize = 4;
+/// Parts in which a thread takes its share of them, to even out what others lose to neighbours.
+const ROW_PARTS: usize = 8;
 
 /// Runs on the machine's own cores.
 pub struct CpuBackend {
@@ -87,8 +89,8 @@ pub struct Step {
     rotations: Buffer<f32>,
     frequencies: usize,
     plan: attention::Plan,
-    /// Rotated queries, bf16: `[row][heads * padded head_dim]`.
-    queries: Buffer<u16>,
+    /// Rotated queries: see [`attention::query`].
+    queries: Buffer<f32>,
     /// The same for an 8-bit cache, one row a query.
     query_rows: Rows,
     /// Attention's output where heads are no whole groups of the 8-bit form.
@@ -158,8 +160,9 @@ impl CpuBackend {
             f(0..rows);
             return;
         }
-        let size = rows.div_ceil(self.pool.threads() * 8);
-        self.pool.run(rows.div_ceil(size), &|chunk| f(chunk * size..((chunk + 1) * size).min(rows)));
+        let threads = self.pool.threads();
+        let shares = (rows.div_ceil(threads).min(ROW_PARTS), threads);
+        self.pool.run(shares.0 * shares.1, &|chunk| f(part(rows, shares, chunk)));
     }
 }
 

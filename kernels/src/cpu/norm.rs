@@ -82,17 +82,37 @@ impl<S: Simd> Lanes<S> for Scaled<S> {
     }
 }
 
+/// Sums that do not wait for one another.
+const SUMS: usize = 4;
+
+/// The sum of squares, in lanes.
+#[inline(always)]
+unsafe fn sum_squares<S: Simd>(x: &[f32]) -> S::F {
+    const PIECE: usize = SUMS * LANES;
+    // SAFETY: the slice holds `x.len()` values.
+    unsafe {
+        let mut sums = [S::zero(); SUMS];
+        let whole = x.len() / PIECE * PIECE;
+        for first in (0..whole).step_by(PIECE) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let v = S::load(x.as_ptr().add(first + i * LANES));
+                *sum = S::fma(v, v, *sum);
+            }
+        }
+        for (sum, at) in sums.iter_mut().zip((whole..x.len()).step_by(LANES)) {
+            let v = load_part::<S>(x.as_ptr(), at, x.len(), 0.0);
+            *sum = S::fma(v, v, *sum);
+        }
+        S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]))
+    }
+}
+
 /// What root-mean-square normalising multiplies `x` with.
 #[inline(always)]
 unsafe fn rms_factor<S: Simd>(x: &[f32], eps: f32) -> S::F {
     // SAFETY: the slice holds `x.len()` values.
     unsafe {
-        let mut squares = S::zero();
-        for i in (0..x.len()).step_by(LANES) {
-            let v = load_part::<S>(x.as_ptr(), i, x.len(), 0.0);
-            squares = S::fma(v, v, squares);
-        }
-        let mean = S::reduce_add(squares) / x.len() as f32;
+        let mean = S::reduce_add(sum_squares::<S>(x)) / x.len() as f32;
         S::splat(1.0 / (mean + eps).sqrt())
     }
 }

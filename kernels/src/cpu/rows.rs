@@ -31,6 +31,7 @@ use super::simd::{LANES, Simd};
 use crate::memory::{Buffer, Shared};
 use crate::packed::GROUP;
 use half::bf16;
+use std::mem::MaybeUninit;
 
 /// Rows a block.
 pub(crate) const BLOCK_ROWS: usize = 16;
@@ -242,6 +243,57 @@ struct ShiftedOut {
     bias: Shared<i32>,
 }
 
+/// Groups of any rows on their way to the 8-bit forms, in which sixteen are put at once.
+pub(crate) struct Batch {
+    values: MaybeUninit<[[f32; GROUP]; SIXTEEN]>,
+    places: [usize; SIXTEEN],
+    len: usize,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Batch {
+        Batch { values: MaybeUninit::uninit(), places: [0; SIXTEEN], len: 0 }
+    }
+
+    #[inline(always)]
+    fn at(&mut self, group: usize) -> *mut f32 {
+        self.values.as_mut_ptr().cast::<f32>().wrapping_add(group * GROUP)
+    }
+
+    /// Takes columns `column..column + 32` of `row` from `x`; what is put there is written by the time of
+    /// [`Batch::finish`].
+    ///
+    /// # Safety
+    /// As for [`RowsOut::put`], until then.
+    #[inline(always)]
+    pub(crate) unsafe fn put<S: Simd>(&mut self, out: &RowsOut, (row, column): (usize, usize), x: *const f32) {
+        // SAFETY: by the contract above; there is room for a group after those there are.
+        unsafe {
+            let to = self.at(self.len);
+            S::store(to, S::load(x));
+            S::store(to.add(LANES), S::load(x.add(LANES)));
+            self.places[self.len] = out.place(row, column / GROUP);
+            self.len += 1;
+            if self.len == SIXTEEN {
+                out.put_sixteen::<S>(self.at(0), &self.places);
+                self.len = 0;
+            }
+        }
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Safety
+    /// As for [`Batch::put`].
+    #[inline(always)]
+    pub(crate) unsafe fn finish<S: Simd>(&mut self, out: &RowsOut) {
+        for group in 0..std::mem::take(&mut self.len) {
+            // SAFETY: the group was put there; the rest by the contract above.
+            unsafe { out.put_group::<S>(self.at(group), self.places[group]) }
+        }
+    }
+}
+
 impl RowsOut {
     /// Where a group of a row lies among all groups; the next one of the row is [`BLOCK_ROWS`] further on.
     #[inline(always)]
@@ -274,24 +326,36 @@ impl RowsOut {
                 return;
             }
             let (mut g, all, place) = (0, len / GROUP, self.place(row, first / GROUP));
+            let at = |g: usize| place + g * BLOCK_ROWS;
             while g + SIXTEEN <= all {
-                self.put_sixteen::<S>(x.add(g * GROUP), (place + g * BLOCK_ROWS, BLOCK_ROWS));
+                self.put_sixteen::<S>(x.add(g * GROUP), &std::array::from_fn(|i| at(g + i)));
                 g += SIXTEEN;
             }
             for g in g..all {
-                let place = place + g * BLOCK_ROWS;
-                if self.form.shifted {
-                    self.put_shifted::<S>(place, x.add(g * GROUP));
-                }
-                if !self.form.q8 {
-                    continue;
-                }
-                let group: Quantised<S> = quantise::<S, false>(x.add(g * GROUP));
-                group.store(self.q.at(place * GROUP));
-                // Whole numbers below 2^12: the sum is exact in any order.
-                let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
-                self.put_scale(place, group.scale, sum);
+                self.put_group::<S>(x.add(g * GROUP), at(g));
             }
+        }
+    }
+
+    /// The 8-bit forms of one group.
+    ///
+    /// # Safety
+    /// As for [`RowsOut::put`].
+    #[inline(always)]
+    unsafe fn put_group<S: Simd>(&self, x: *const f32, place: usize) {
+        // SAFETY: by the contract above, every place written is ours and inside the buffers.
+        unsafe {
+            if self.form.shifted {
+                self.put_shifted::<S>(place, x);
+            }
+            if !self.form.q8 {
+                return;
+            }
+            let group: Quantised<S> = quantise::<S, false>(x);
+            group.store(self.q.at(place * GROUP));
+            // Whole numbers below 2^12: the sum is exact in any order.
+            let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
+            self.put_scale(place, group.scale, sum);
         }
     }
 
@@ -300,7 +364,7 @@ impl RowsOut {
     /// # Safety
     /// As there.
     #[inline(always)]
-    unsafe fn put_floats<S: Simd>(&self, row: usize, first: usize, x: *const f32, len: usize) {
+    pub(crate) unsafe fn put_floats<S: Simd>(&self, row: usize, first: usize, x: *const f32, len: usize) {
         // SAFETY: by the contract of `put`.
         unsafe {
             if self.form.f32 {
@@ -324,22 +388,23 @@ impl RowsOut {
             for i in 0..BLOCK_ROWS {
                 self.put_floats::<S>(row + i, first, x.add(i * GROUP), GROUP);
             }
-            self.put_sixteen::<S>(x, (self.place(row, first / GROUP), 1));
+            let place = self.place(row, first / GROUP);
+            self.put_sixteen::<S>(x, &std::array::from_fn(|i| place + i));
         }
     }
 
-    /// The 8-bit forms of 16 groups, whose places are `step` apart: as those of one, with fewer instructions, since what
-    /// concerns a whole group is worked out for all of them at once.
+    /// The 8-bit forms of 16 groups: as those of one, with fewer instructions, since what concerns a whole group is worked
+    /// out for all of them at once.
     ///
     /// # Safety
     /// As for [`RowsOut::put`].
     #[inline(always)]
-    unsafe fn put_sixteen<S: Simd>(&self, x: *const f32, (place, step): (usize, usize)) {
+    unsafe fn put_sixteen<S: Simd>(&self, x: *const f32, places: &[usize; SIXTEEN]) {
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
             if self.form.shifted {
                 for g in 0..SIXTEEN {
-                    self.put_shifted::<S>(place + g * step, x.add(g * GROUP));
+                    self.put_shifted::<S>(places[g], x.add(g * GROUP));
                 }
             }
             if !self.form.q8 {
@@ -360,14 +425,14 @@ impl RowsOut {
                 let (x, inverse) = (x.add(g * GROUP), S::splat(inverses[g]));
                 let code = [S::mul(S::load(x), inverse), S::mul(S::load(x.add(LANES)), inverse)];
                 let codes = [S::round(code[0]), S::round(code[1])];
-                Quantised::<S> { codes, scale: scales[g] }.store(self.q.at((place + g * step) * GROUP));
+                Quantised::<S> { codes, scale: scales[g] }.store(self.q.at(places[g] * GROUP));
                 sums[g] = S::add(codes[0], codes[1]);
             }
             // Whole numbers below 2^12: the sums are exact in any order.
             let mut totals = [0.0_f32; SIXTEEN];
             S::store(totals.as_mut_ptr(), S::totals(sums));
             for g in 0..SIXTEEN {
-                self.put_scale(place + g * step, scales[g], totals[g]);
+                self.put_scale(places[g], scales[g], totals[g]);
             }
         }
     }

@@ -3,15 +3,17 @@
 #![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
 
 use super::super::activation::cap_lanes;
-use super::super::rows::RowsOut;
+use super::super::rows::{Batch, RowsOut};
 use super::super::simd::{Isa, LANES, Simd, dispatch};
 use super::brain::Brain;
-use super::cached::{Cached, Gathered, PARTS, Span, Tile};
+use super::cached::{Cached, PARTS, Span};
 use super::int8::Int8;
 use super::plan::{Item, PARTITION, Piece, Plan, ROWS_MAX, SPAN};
+use super::query;
 use super::state::{Memory, State};
 use crate::backend::{AttentionShape, StepInput};
 use crate::memory::Shared;
+use crate::packed::GROUP;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -29,26 +31,34 @@ pub(super) struct Attend<'a, C> {
 
 /// How dot products become powers of two.
 pub(super) struct Scores {
-    /// Factor on them; with a cap, on the exponent inside its tanh.
-    scale: f32,
-    /// In powers of two.
-    cap: Option<f32>,
+    /// See [`cap_lanes`]; what comes of it is in powers of two.
+    cap: Option<Cap>,
+    /// Of what is left.
+    factor: f32,
+}
+
+struct Cap {
+    inner: f32,
+    outer: f32,
 }
 
 impl Scores {
     pub(super) fn new(heads: AttentionShape) -> Scores {
         const LOG2_E: f32 = std::f32::consts::LOG2_E;
         match heads.softcap {
-            None => Scores { scale: heads.scale * LOG2_E, cap: None },
-            Some(cap) => Scores { scale: 2.0 * LOG2_E * heads.scale / cap, cap: Some(cap * LOG2_E) },
+            None => Scores { cap: None, factor: heads.scale * LOG2_E },
+            Some(cap) => {
+                let cap = Cap { inner: 2.0 * LOG2_E * heads.scale / cap, outer: cap * LOG2_E };
+                Scores { cap: Some(cap), factor: 1.0 }
+            }
         }
     }
 }
 
 /// The rows of an item under one KV head.
 struct Queries {
-    /// Their queries' numbers; what comes after the last one means nothing.
-    of_row: [usize; ROWS_MAX],
+    /// The first one's number; the others' follow.
+    first: usize,
     /// Positions each row sees: both ends ascend.
     seen: [Range<usize>; ROWS_MAX],
     rows: usize,
@@ -59,15 +69,13 @@ impl Queries {
     fn new<C>(job: &Attend<'_, C>, item: &Item, head: usize) -> Queries {
         let group = job.heads.heads / job.heads.kv_heads;
         let window = job.heads.window.unwrap_or(usize::MAX);
-        let mut of_row = [0; ROWS_MAX];
         let mut seen = [const { 0..0 }; ROWS_MAX];
-        for (r, pair) in item.rows.clone().enumerate() {
-            let row = item.first_row + pair / group;
-            of_row[r] = row * job.heads.heads + head * group + pair % group;
+        for (seen, (row, _)) in seen.iter_mut().zip(item.pairs(group)) {
             let end = job.input.positions[row] as usize + 1;
-            seen[r] = end.saturating_sub(window)..end;
+            *seen = end.saturating_sub(window)..end;
         }
-        Queries { of_row, seen, rows: item.rows.len() }
+        let first = query(job.heads, job.input.positions.len(), item.first_row, head * group) + item.rows.start;
+        Queries { first, seen, rows: item.rows.len() }
     }
 }
 
@@ -95,51 +103,66 @@ impl Context<'_> {
 unsafe fn update<S: Simd, C: Cached, const R: usize, const P: usize>(
     job: &Attend<'_, C>,
     span: &Span,
-    (queries, gathered): (&Queries, *const f32),
+    queries: &Queries,
     (state, first): (State, usize),
 ) {
     // SAFETY: `S` is available; the span and the queries are inside the cache and the step; the state holds `first + R`
-    // rows.
+    // rows, and a maximum for each lane from the first one on.
     unsafe {
-        let tile = Tile { of_row: &queries.of_row, gathered, first };
-        let mut scores = job.cache.scores::<S, R, P>(span, tile);
-        let mut max = [0.0_f32; R];
+        let mut scores = job.cache.scores::<S, R, P>(span, queries.first + first);
+        let mut highest = [S::splat(f32::NEG_INFINITY); LANES];
         for r in 0..R {
             let seen = &queries.seen[first + r];
             let (from, until) = (seen.start.saturating_sub(span.start), seen.end.saturating_sub(span.start));
             for p in 0..P {
-                scores[r][p] = match job.scores.cap {
-                    None => S::mul(scores[r][p], S::splat(job.scores.scale)),
-                    Some(cap) => cap_lanes::<S>(scores[r][p], job.scores.scale, cap),
-                };
+                if let Some(cap) = &job.scores.cap {
+                    scores[r][p] = cap_lanes::<S>(scores[r][p], cap.inner, cap.outer);
+                }
                 if until < (p + 1) * LANES || from > p * LANES {
                     let at = |token: usize| token.saturating_sub(p * LANES).min(LANES);
                     scores[r][p] = S::mask_range(scores[r][p], at(from), at(until));
                 }
+                highest[r] = S::max(highest[r], scores[r][p]);
             }
-            let mut highest = scores[r][0];
-            for p in 1..P {
-                highest = S::max(highest, scores[r][p]);
-            }
-            max[r] = S::reduce_max(highest);
         }
+        // What concerns a whole row is a lane. Those of other rows stay as they are: nothing exceeds their maxima.
+        let factor = S::splat(job.scores.factor);
+        let before = S::load(state.max(first));
+        let max = S::max(before, S::mul(maxima::<S, R>(highest), factor));
+        S::store(state.max(first), max);
+        let (mut less, mut shrinks) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        S::store(less.as_mut_ptr(), S::sub(S::zero(), max));
+        S::store(shrinks.as_mut_ptr(), S::exp2(S::sub(before, max)));
         let mut shrink = [S::zero(); R];
         for r in 0..R {
-            let row = first + r;
-            let before = *state.max(row);
-            let max = if before > max[r] { before } else { max[r] };
-            *state.max(row) = max;
-            shrink[r] = S::exp2(S::splat(before - max));
-            let mut sum = S::mul(S::load(state.sum(row)), shrink[r]);
+            shrink[r] = S::splat(shrinks[r]);
+            let (less, sum) = (S::splat(less[r]), state.sum(first + r));
+            let mut total = S::mul(S::load(sum), shrink[r]);
             for p in 0..P {
-                scores[r][p] = S::exp2(S::sub(scores[r][p], S::splat(max)));
-                sum = S::add(sum, scores[r][p]);
+                scores[r][p] = S::exp2(S::fma(scores[r][p], factor, less));
+                total = S::add(total, scores[r][p]);
             }
-            S::store(state.sum(row), sum);
+            S::store(sum, total);
         }
         let tokens = (P * LANES).min(queries.seen[first + R - 1].end - span.start);
         let values = state.values(first, job.cache.geometry().head_dim);
         job.cache.add_values::<S, R, P>((span, tokens), &scores, &shrink, values);
+    }
+}
+
+/// The largest lane of each of the first `R` vectors; of the others negative infinity, as their lanes are.
+#[inline(always)]
+unsafe fn maxima<S: Simd, const R: usize>(vectors: [S::F; LANES]) -> S::F {
+    // SAFETY: `S` is available.
+    unsafe {
+        if R > 4 {
+            return S::maxima(vectors);
+        }
+        let mut largest = [f32::NEG_INFINITY; LANES];
+        for r in 0..R {
+            largest[r] = S::reduce_max(vectors[r]);
+        }
+        S::load(largest.as_ptr())
     }
 }
 
@@ -148,7 +171,7 @@ unsafe fn update<S: Simd, C: Cached, const R: usize, const P: usize>(
 unsafe fn go_through<S: Simd, C: Cached>(
     job: &Attend<'_, C>,
     context: &Context<'_>,
-    (queries, gathered, head): (&Queries, *const f32, usize),
+    (queries, head): (&Queries, usize),
     partition: usize,
     state: State,
 ) {
@@ -167,7 +190,7 @@ unsafe fn go_through<S: Simd, C: Cached>(
             let mut row = first;
             while row < queries.rows {
                 let left = queries.rows - row;
-                let (most, queries, at) = (left.min(C::tile_rows::<S>()), (queries, gathered), (state, row));
+                let (most, at) = (left.min(C::tile_rows::<S>()), (state, row));
                 row += match most {
                     12.. => some_parts::<S, C, 12>(job, &span, queries, at),
                     6.. => some_parts::<S, C, 6>(job, &span, queries, at),
@@ -186,12 +209,12 @@ unsafe fn go_through<S: Simd, C: Cached>(
 unsafe fn some_parts<S: Simd, C: Cached, const R: usize>(
     job: &Attend<'_, C>,
     span: &Span,
-    queries: (&Queries, *const f32),
+    queries: &Queries,
     (state, first): (State, usize),
 ) -> usize {
     // SAFETY: forwarded.
     unsafe {
-        if queries.0.seen[first + R - 1].end - span.start > SPAN / 2 {
+        if queries.seen[first + R - 1].end - span.start > SPAN / 2 {
             update::<S, C, R, PARTS>(job, span, queries, (state, first));
         } else {
             update::<S, C, R, { PARTS / 2 }>(job, span, queries, (state, first));
@@ -200,20 +223,32 @@ unsafe fn some_parts<S: Simd, C: Cached, const R: usize>(
     R
 }
 
-/// Divides by the sums and hands the rows on.
+/// Divides by the sums and hands the rows on: groups to `batch`.
 #[inline(always)]
-unsafe fn finish<S: Simd, C: Cached>(job: &Attend<'_, C>, item: &Item, head: usize, state: State) {
+unsafe fn finish<S: Simd, C: Cached>(
+    job: &Attend<'_, C>,
+    item: &Item,
+    head: usize,
+    state: State,
+    batch: &mut Batch,
+) {
     let (dim, padded) = (job.heads.value_dim, job.cache.geometry().head_dim);
     let group = job.heads.heads / job.heads.kv_heads;
-    for (r, pair) in item.rows.clone().enumerate() {
+    for (r, (row, in_group)) in item.pairs(group).enumerate() {
+        let column = (head * group + in_group) * dim;
         // SAFETY: `S` is available; each output row and head belongs to this item.
         unsafe {
-            let sum = S::splat(S::reduce_add(S::load(state.sum(r))));
+            let inverse = S::splat(1.0 / S::reduce_add(S::load(state.sum(r))));
             let values = state.values(r, padded);
             for d in (0..padded).step_by(LANES) {
-                S::store(values.add(d), S::div(S::load(values.add(d)), sum));
+                S::store(values.add(d), S::mul(S::load(values.add(d)), inverse));
             }
-            job.out.put::<S>(item.first_row + pair / group, (head * group + pair % group) * dim, values, dim);
+            job.out.put_floats::<S>(row, column, values, dim);
+            if job.out.form.grouped() {
+                for first in (0..dim).step_by(GROUP) {
+                    batch.put::<S>(&job.out, (row, column + first), values.add(first));
+                }
+            }
         }
     }
 }
@@ -227,14 +262,13 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
     let context = Context { table, block_size: job.cache.geometry().block_size, len: item.context.end };
     let (mut memory, mut merged) = (Memory::new(), Memory::new());
     let (state, merged) = (memory.state(), merged.state());
-    let mut gathered = Gathered::new();
+    let mut batch = Batch::new();
     for head in piece.heads.clone() {
         let queries = Queries::new(job, item, head);
         // SAFETY: `S` is available; both memories and every place in `states` have room for the item's rows; a
         // partition's state is written by its piece alone, and read after the counter said that all are.
         unsafe {
-            job.cache.gather::<S>(&queries.of_row[..rows], &mut gathered);
-            let queries = (&queries, gathered.as_mut_ptr().cast_const(), head);
+            let queries = (&queries, head);
             let Some(part) = &piece.part else {
                 let alone = partitions.len() == 1;
                 if !alone {
@@ -246,7 +280,7 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
                         merged.merge::<S>(state, rows, dim);
                     }
                 }
-                finish::<S, C>(job, item, head, if alone { state } else { merged });
+                finish::<S, C>(job, item, head, if alone { state } else { merged }, &mut batch);
                 continue;
             };
             let at = |partition: usize| {
@@ -258,10 +292,12 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
                 for partition in partitions.clone() {
                     merged.merge::<S>(at(partition), rows, dim);
                 }
-                finish::<S, C>(job, item, head, merged);
+                finish::<S, C>(job, item, head, merged, &mut batch);
             }
         }
     }
+    // SAFETY: what was put there is written to the item's rows and heads.
+    unsafe { batch.finish::<S>(&job.out) }
 }
 
 #[inline(always)]

@@ -4,8 +4,8 @@
 
 use super::super::kv_cache::Geometry;
 use super::super::simd::{LANES, Simd};
-use super::cached::{Cached, Gathered, PARTS, Span, Tile};
-use super::plan::{ROWS_MAX, SPAN};
+use super::cached::{Cached, PARTS, Span};
+use super::plan::SPAN;
 use crate::backend::AttentionShape;
 use crate::memory::Shared;
 
@@ -13,8 +13,8 @@ use crate::memory::Shared;
 pub(super) struct Brain {
     pub keys: Shared<u16>,
     pub values: Shared<u16>,
-    /// `[query][head_dim]`.
-    pub queries: Shared<u16>,
+    /// `[query][head_dim]`, each as products take it: room for an f32.
+    pub queries: Shared<f32>,
     pub geometry: Geometry,
 }
 
@@ -38,10 +38,11 @@ impl Brain {
         first: usize,
         scores: &mut [[S::F; P]; R],
     ) {
-        // SAFETY: by the trait's contract; parts hold `dim` × 16 numbers, and each row has a pair in every `ROWS_MAX`.
+        let dim = self.geometry.head_dim;
+        // SAFETY: by the trait's contract; parts hold `dim` × 16 numbers.
         unsafe {
             let mut acc = [[S::zero(); V]; R];
-            for i in 0..self.geometry.head_dim / 2 {
+            for i in 0..dim / 2 {
                 let at = i * 2 * LANES;
                 let mut k = [S::pairs(S::load_b(keys[first].add(at).cast())); V];
                 for v in 1..V {
@@ -51,7 +52,7 @@ impl Brain {
                     S::prefetch(values[first + v].add(at).cast());
                 }
                 for r in 0..R {
-                    let q = S::splat_pair(queries.add((i * ROWS_MAX + r) * 2));
+                    let q = S::splat_pair(queries.add(r * dim + 2 * i));
                     for v in 0..V {
                         acc[r][v] = S::dot_pairs(acc[r][v], k[v], q);
                     }
@@ -113,14 +114,6 @@ impl Brain {
     }
 }
 
-#[inline(always)]
-unsafe fn to_bf16<S: Simd>(x: *const f32, len: usize, out: *mut u16) {
-    for i in (0..len).step_by(LANES) {
-        // SAFETY: the caller gives `len` values in and out, a multiple of 16.
-        unsafe { S::store_bf16(out.add(i), S::load(x.add(i))) }
-    }
-}
-
 impl Cached for Brain {
     #[inline(always)]
     fn geometry(&self) -> Geometry {
@@ -130,8 +123,13 @@ impl Cached for Brain {
     #[inline(always)]
     unsafe fn put_query<S: Simd>(&self, query: usize, x: *const f32) {
         let dim = self.geometry.head_dim;
-        // SAFETY: by the trait's contract.
-        unsafe { to_bf16::<S>(x, dim, self.queries.at(query * dim)) }
+        // SAFETY: by the trait's contract; `Rounded` is no larger than f32.
+        unsafe {
+            let out = self.queries.at(0).cast::<S::Rounded>().add(query * dim);
+            for i in (0..dim).step_by(LANES) {
+                S::store_rounded(out.add(i), S::load(x.add(i)));
+            }
+        }
     }
 
     #[inline(always)]
@@ -139,26 +137,25 @@ impl Cached for Brain {
         let dim = self.geometry.head_dim;
         let (block, offset) = (slot / self.geometry.block_size, slot % self.geometry.block_size);
         let part = self.geometry.at(block, head, offset / LANES * LANES) + 2 * (offset % LANES);
-        let pair = self.geometry.at(block, head, offset / 2 * 2) + offset % 2;
+        let pair = self.geometry.at(block, head, offset / 2 * 2);
         let mut bits = [0_u16; AttentionShape::HEAD_DIM_MAX];
         // SAFETY: all offsets are within the block and head of `slot`.
         unsafe {
-            to_bf16::<S>(key, dim, bits.as_mut_ptr());
+            for i in (0..dim).step_by(LANES) {
+                S::store_bf16(bits.as_mut_ptr().add(i), S::load(key.add(i)));
+            }
             for i in 0..dim / 2 {
                 let two = [bits[2 * i], bits[2 * i + 1]];
                 self.keys.at(part + i * 2 * LANES).cast::<[u16; 2]>().write_unaligned(two);
             }
-            to_bf16::<S>(value, dim, bits.as_mut_ptr());
-            if last && offset.is_multiple_of(2) {
-                // The pair's other half is cleared: attention multiplies it by a zero weight, and what an earlier
-                // owner of the block left there might not be finite.
-                for d in 0..dim {
-                    self.values.at(pair + 2 * d).cast::<[u16; 2]>().write_unaligned([bits[d], 0]);
+            for d in (0..dim).step_by(LANES) {
+                let pairs = self.values.at(pair + 2 * d);
+                if last && offset.is_multiple_of(2) {
+                    // The pair's other half is cleared: attention multiplies it by a zero weight, and what an earlier
+                    // owner of the block left there might not be finite.
+                    S::store(pairs.cast(), S::zero());
                 }
-            } else {
-                for d in 0..dim {
-                    *self.values.at(pair + 2 * d) = bits[d];
-                }
+                S::store_bf16_apart(pairs, S::load(value.add(d)), !offset.is_multiple_of(2));
             }
         }
     }
@@ -168,35 +165,12 @@ impl Cached for Brain {
         S::PAIR_QUERIES
     }
 
-    /// ```text
-    /// [pair of dimensions][ROWS_MAX rows][2]
-    /// ```
     #[inline(always)]
-    unsafe fn gather<S: Simd>(&self, queries: &[usize], gathered: &mut Gathered) {
-        let dim = self.geometry.head_dim;
-        let out: *mut [S::Rounded; 2] = gathered.as_mut_ptr().cast();
-        for (r, &query) in queries.iter().enumerate() {
-            // SAFETY: by the trait's contract; there is room for `dim` numbers of `ROWS_MAX` rows, however wide they are.
-            unsafe {
-                let query = self.queries.at(query * dim).cast_const();
-                for i in 0..dim / 2 {
-                    let pair = [S::rounded(*query.add(2 * i)), S::rounded(*query.add(2 * i + 1))];
-                    out.add(i * ROWS_MAX + r).write_unaligned(pair);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scores<S: Simd, const R: usize, const P: usize>(
-        &self,
-        span: &Span,
-        queries: Tile<'_, R>,
-    ) -> [[S::F; P]; R] {
+    unsafe fn scores<S: Simd, const R: usize, const P: usize>(&self, span: &Span, query: usize) -> [[S::F; P]; R] {
         let parts = (&self.keys(span.head, &span.parts), &self.values(span.head, &span.parts));
         // SAFETY: by the trait's contract.
         unsafe {
-            let queries = queries.gathered.cast::<S::Rounded>().add(2 * queries.first);
+            let queries = self.queries.at(0).cast::<S::Rounded>().add(query * self.geometry.head_dim).cast_const();
             let mut scores = [[S::zero(); P]; R];
             let mut first = 0;
             while first < P {

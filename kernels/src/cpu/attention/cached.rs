@@ -2,9 +2,7 @@
 
 use super::super::kv_cache::Geometry;
 use super::super::simd::{LANES, Simd};
-use super::plan::{ROWS_MAX, SPAN};
-use crate::backend::AttentionShape;
-use std::mem::MaybeUninit;
+use super::plan::SPAN;
 
 /// 16-token parts a span.
 pub(super) const PARTS: usize = SPAN / LANES;
@@ -16,28 +14,6 @@ pub(super) struct Span {
     /// Block and offset of each part. Parts past the end repeat the first: every token of theirs is masked.
     pub parts: [(usize, usize); PARTS],
     pub next: [(usize, usize); PARTS],
-}
-
-/// Room for the queries of an item's rows under one KV head side by side, as a kind of cache wants them.
-#[repr(align(64))]
-pub(super) struct Gathered(MaybeUninit<[f32; ROWS_MAX * AttentionShape::HEAD_DIM_MAX]>);
-
-impl Gathered {
-    pub(super) fn new() -> Gathered {
-        Gathered(MaybeUninit::uninit())
-    }
-
-    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
-    }
-}
-
-/// `R` rows from `first` on of those that were gathered.
-#[derive(Clone, Copy)]
-pub(super) struct Tile<'a, const R: usize> {
-    pub of_row: &'a [usize; ROWS_MAX],
-    pub gathered: *const f32,
-    pub first: usize,
 }
 
 /// A cache and this step's queries in the form that meets it, as the pieces of a job see both.
@@ -57,15 +33,8 @@ pub(super) trait Cached: Copy {
     /// Rows of an item that go through a span at once.
     fn tile_rows<S: Simd>() -> usize;
 
-    /// Lays out the queries of an item's rows.
-    unsafe fn gather<S: Simd>(&self, queries: &[usize], gathered: &mut Gathered);
-
-    /// Dot products of `R` queries with the keys of `P` parts of a span, whose values are on their way meanwhile.
-    unsafe fn scores<S: Simd, const R: usize, const P: usize>(
-        &self,
-        span: &Span,
-        queries: Tile<'_, R>,
-    ) -> [[S::F; P]; R];
+    /// Dot products of `R` queries from `query` on with the keys of `P` parts of a span, whose values are on their way meanwhile.
+    unsafe fn scores<S: Simd, const R: usize, const P: usize>(&self, span: &Span, query: usize) -> [[S::F; P]; R];
 
     /// `out` = `out` · shrink + weights · values for the first `tokens` of a span, `R` rows of `head_dim`; the next
     /// span's keys are on their way meanwhile.

@@ -6,7 +6,7 @@
 use super::super::kv_cache::Geometry;
 use super::super::rows::{Quantised, RowsOut, quantise};
 use super::super::simd::{LANES, Simd};
-use super::cached::{Cached, Gathered, PARTS, Span, Tile};
+use super::cached::{Cached, PARTS, Span};
 use super::plan::SPAN;
 use crate::memory::Shared;
 use crate::packed::GROUP;
@@ -98,16 +98,8 @@ impl Cached for Int8 {
         S::TILE_QUERIES
     }
 
-    /// Queries are read where they are.
     #[inline(always)]
-    unsafe fn gather<S: Simd>(&self, _: &[usize], _: &mut Gathered) {}
-
-    #[inline(always)]
-    unsafe fn scores<S: Simd, const R: usize, const P: usize>(
-        &self,
-        span: &Span,
-        queries: Tile<'_, R>,
-    ) -> [[S::F; P]; R] {
+    unsafe fn scores<S: Simd, const R: usize, const P: usize>(&self, span: &Span, query: usize) -> [[S::F; P]; R] {
         let (keys, values) = (self.keys(span.head, &span.parts), self.values(span.head, &span.parts));
         // SAFETY: by the trait's contract; parts hold `head_dim` × 16 numbers.
         unsafe {
@@ -117,7 +109,7 @@ impl Cached for Int8 {
                 let mut q_scale = [0.0; R];
                 let mut dots = [[S::isplat(0); P]; R];
                 for r in 0..R {
-                    let (codes, scale, bias) = self.queries.group(queries.of_row[queries.first + r], g);
+                    let (codes, scale, bias) = self.queries.group(query + r, g);
                     (q[r], q_scale[r]) = (codes.cast(), scale);
                     dots[r] = [S::isplat(bias); P];
                 }

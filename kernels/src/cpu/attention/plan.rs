@@ -30,6 +30,17 @@ pub(super) struct Item {
 }
 
 impl Item {
+    /// The step's row and the query head in its KV head's group of each of its rows; `group` heads share a KV head.
+    #[inline(always)]
+    pub(super) fn pairs(&self, group: usize) -> impl Iterator<Item = (usize, usize)> {
+        let mut next = (self.first_row + self.rows.start / group, self.rows.start % group);
+        self.rows.clone().map(move |_| {
+            let pair = next;
+            next = if pair.1 + 1 < group { (pair.0, pair.1 + 1) } else { (pair.0 + 1, 0) };
+            pair
+        })
+    }
+
     /// Partitions it sees anything of.
     pub(super) fn partitions(&self) -> Range<usize> {
         self.context.start / PARTITION..self.context.end.div_ceil(PARTITION)
@@ -64,7 +75,10 @@ pub(super) struct Part {
 #[derive(Default)]
 pub(in crate::cpu) struct Plan {
     pub(super) items: Vec<Item>,
-    pub(super) pieces: Vec<Piece>,
+    pieces: Vec<Piece>,
+    /// Where each thread's run of pieces ends: runs cost about the same, and a sequence's pieces stay with the thread that wrote
+    /// its keys if all sequences are alike.
+    ends: Vec<usize>,
     /// Pieces of a shared head that are not done, and how many there are.
     pub(super) pending: Vec<(AtomicU32, u32)>,
     states: Buffer<f32>,
@@ -79,8 +93,7 @@ impl Plan {
         let mut states = 0;
         let total: usize = self.items.iter().map(|item| item.cost() * heads.kv_heads).sum();
         let fair = total / (threads * PIECES_PER_THREAD);
-        // The longest contexts of a prompt come last: they are taken first.
-        for (index, item) in self.items.iter().enumerate().rev() {
+        for (index, item) in self.items.iter().enumerate() {
             if threads == 1 || item.cost() * heads.kv_heads <= fair {
                 self.pieces.push(Piece { item: index, heads: 0..heads.kv_heads, part: None });
                 continue;
@@ -100,6 +113,39 @@ impl Plan {
             }
         }
         self.states.reserve(states);
+        self.share_out(threads);
+    }
+
+    fn share_out(&mut self, threads: usize) {
+        let cost = |piece: &Piece| {
+            let item = &self.items[piece.item];
+            let parts = if piece.part.is_some() { item.partitions().len() } else { 1 };
+            item.cost() * piece.heads.len() / parts
+        };
+        let total: usize = self.pieces.iter().map(cost).sum();
+        self.ends.clear();
+        let mut before = 0;
+        for (index, piece) in self.pieces.iter().enumerate() {
+            // Where less than half of a piece is on this side of a thread's fair end, it is the next one's.
+            while (2 * before + cost(piece)) * threads > 2 * total * (self.ends.len() + 1) {
+                self.ends.push(index);
+            }
+            before += cost(piece);
+        }
+        self.ends.resize(threads, self.pieces.len());
+    }
+
+    /// Chunks for the pool: see [`Plan::piece`].
+    pub(super) fn chunks(&self) -> usize {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        self.ends.len() * self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0)
+    }
+
+    /// What a chunk computes, if anything. A thread begins at the end of its run: the longest contexts of a prompt come last.
+    pub(super) fn piece(&self, chunk: usize) -> impl Iterator<Item = &Piece> {
+        let (place, thread) = (chunk / self.ends.len(), chunk % self.ends.len());
+        let start = if thread == 0 { 0 } else { self.ends[thread - 1] };
+        self.pieces[start..self.ends[thread]].iter().rev().skip(place).take(1)
     }
 
     fn list_items(&mut self, input: StepInput<'_>, heads: AttentionShape) {

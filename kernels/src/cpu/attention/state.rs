@@ -7,15 +7,15 @@ use std::mem::MaybeUninit;
 /// Smaller than any score: the maximum of no scores at all, finite so that differences are.
 const NOTHING: f32 = -1e30;
 
-/// Where a state lies: maxima, then 16 partial sums a row, then the weighted values.
+/// Where a state lies: maxima, for sixteen rows from any one on, then 16 partial sums a row, then the weighted values.
 ///
 /// ```text
-/// [max: 32][sums: ROWS_MAX × 16][values: rows × dim]
+/// [max: 48][sums: ROWS_MAX × 16][values: rows × dim]
 /// ```
 #[derive(Clone, Copy)]
 pub(super) struct State(*mut f32);
 
-const SUMS: usize = 32;
+const SUMS: usize = (ROWS_MAX + LANES).next_multiple_of(LANES);
 const VALUES: usize = SUMS + ROWS_MAX * LANES;
 
 /// Room for one state, not initialised.
@@ -68,8 +68,10 @@ impl State {
     pub(super) unsafe fn clear<S: Simd>(self, rows: usize, dim: usize) {
         // SAFETY: by the contract above.
         unsafe {
+            for first in (0..SUMS).step_by(LANES) {
+                S::store(self.max(first), S::splat(NOTHING));
+            }
             for row in 0..rows {
-                *self.max(row) = NOTHING;
                 S::store(self.sum(row), S::zero());
                 for d in (0..dim).step_by(LANES) {
                     S::store(self.values(row, dim).add(d), S::zero());

@@ -5,6 +5,7 @@ use super::super::simd::{Isa, LANES, Simd, dispatch};
 use super::brain::Brain;
 use super::cached::Cached;
 use super::int8::Int8;
+use super::query;
 use crate::backend::{AttentionShape, StepInput};
 
 /// Operands.
@@ -54,7 +55,7 @@ unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize) {
         let rotation = job.rotations.as_ptr().add(row * 2 * n);
         for head in 0..job.heads.heads {
             rotate::<S>(x.add(head * dim), dim, n, rotation, turned.as_mut_ptr());
-            job.cache.put_query::<S>(row * job.heads.heads + head, turned.as_ptr());
+            job.cache.put_query::<S>(query(job.heads, job.input.positions.len(), row, head), turned.as_ptr());
         }
         let slot = job.input.slot_mapping[row] as usize;
         let last = job.input.query_starts.binary_search(&(row as u32 + 1)).is_ok();

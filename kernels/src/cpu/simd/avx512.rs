@@ -18,6 +18,8 @@ pub(crate) trait PairProducts: Copy + 'static {
     const REGISTERS: usize;
     unsafe fn pairs(v: __m512i) -> Self::Pairs;
     fn rounded(bits: u16) -> Self::Rounded;
+    /// The bfloat16 nearest to each lane in the upper half of it.
+    unsafe fn bf16_bits(v: __m512) -> __m512i;
     unsafe fn store_bf16(p: *mut u16, v: __m512);
     unsafe fn store_rounded(p: *mut Self::Rounded, v: __m512);
     unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs;
@@ -41,20 +43,6 @@ unsafe fn widen(v: __m512i) -> (__m512, __m512) {
     }
 }
 
-/// The bfloat16 nearest to each lane in the upper half of it.
-#[inline(always)]
-unsafe fn bf16_bits(v: __m512) -> __m512i {
-    // SAFETY: AVX-512 F is available where `Avx512` is used.
-    unsafe {
-        let bits = _mm512_castps_si512(v);
-        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-        let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
-        _mm512_and_si512(quiet, _mm512_set1_epi32(0xffff_0000_u32 as i32))
-    }
-}
-
 // SAFETY: callers run where AVX-512 F and BF16 are available; pointers as documented.
 #[allow(unsafe_op_in_unsafe_fn)]
 impl PairProducts for Narrow {
@@ -70,6 +58,12 @@ impl PairProducts for Narrow {
     #[inline(always)]
     fn rounded(bits: u16) -> Self::Rounded {
         bits
+    }
+    #[inline(always)]
+    unsafe fn bf16_bits(v: __m512) -> __m512i {
+        // SAFETY: same size, any bit pattern is valid.
+        let bits = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))
     }
     #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: __m512) {
@@ -112,12 +106,21 @@ impl PairProducts for Wide {
         f32::from_bits(u32::from(bits) << 16)
     }
     #[inline(always)]
+    unsafe fn bf16_bits(v: __m512) -> __m512i {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        let quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+        _mm512_and_si512(quiet, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+    }
+    #[inline(always)]
     unsafe fn store_bf16(p: *mut u16, v: __m512) {
-        _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bf16_bits(v))))
+        _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(Self::bf16_bits(v))))
     }
     #[inline(always)]
     unsafe fn store_rounded(p: *mut Self::Rounded, v: __m512) {
-        _mm512_storeu_si512(p.cast(), bf16_bits(v))
+        _mm512_storeu_si512(p.cast(), Self::bf16_bits(v))
     }
     #[inline(always)]
     unsafe fn splat_pair(p: *const Self::Rounded) -> Self::Pairs {
@@ -208,6 +211,15 @@ impl<P: PairProducts> Simd for Avx512<P> {
         P::store_bf16(p, v)
     }
     #[inline(always)]
+    unsafe fn store_bf16_apart(p: *mut u16, v: Self::F, odd: bool) {
+        let bits = P::bf16_bits(v);
+        if odd {
+            _mm512_mask_storeu_epi16(p.cast(), 0xaaaa_aaaa, bits)
+        } else {
+            _mm512_mask_storeu_epi16(p.cast(), 0x5555_5555, _mm512_srli_epi32::<16>(bits))
+        }
+    }
+    #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
         _mm512_add_ps(a, b)
     }
@@ -245,8 +257,10 @@ impl<P: PairProducts> Simd for Avx512<P> {
     }
     #[inline(always)]
     unsafe fn exp2(x: Self::F) -> Self::F {
-        let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-        let r = _mm512_sub_ps(x, n);
+        // Adding a number this large rounds to whole ones, and leaves them in the lowest bits.
+        let large = _mm512_set1_ps(12_582_912.0);
+        let whole = _mm512_add_ps(x, large);
+        let r = _mm512_sub_ps(x, _mm512_sub_ps(whole, large));
         let mut p = _mm512_set1_ps(EXP2[6]);
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[5]));
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[4]));
@@ -254,10 +268,9 @@ impl<P: PairProducts> Simd for Avx512<P> {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[2]));
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[1]));
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(EXP2[0]));
-        let scale = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
-        let y = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), scale));
-        let tiny = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(-126.0));
-        _mm512_mask_mov_ps(y, tiny, _mm512_setzero_ps())
+        let scale = _mm512_slli_epi32::<23>(_mm512_castps_si512(whole));
+        let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(-126.0));
+        _mm512_castsi512_ps(_mm512_maskz_add_epi32(normal, _mm512_castps_si512(p), scale))
     }
     #[inline(always)]
     unsafe fn mask_range(v: Self::F, lo: usize, hi: usize) -> Self::F {

@@ -153,6 +153,19 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Writes 16 bfloat16, rounded to nearest even; denormals may become zero.
     unsafe fn store_bf16(p: *mut u16, v: Self::F);
+    /// Writes 16 bfloat16, rounded as [`Simd::store_bf16`] does, to every other one of 32 places: the even ones, or the odd
+    /// ones. The rest is left alone.
+    #[inline(always)]
+    unsafe fn store_bf16_apart(p: *mut u16, v: Self::F, odd: bool) {
+        let mut bits = [0; LANES];
+        // SAFETY: sixteen numbers, and as many places.
+        unsafe {
+            Self::store_bf16(bits.as_mut_ptr(), v);
+            for (i, bits) in bits.into_iter().enumerate() {
+                *p.add(2 * i + usize::from(odd)) = bits;
+            }
+        }
+    }
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;

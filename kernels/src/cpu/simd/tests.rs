@@ -63,6 +63,10 @@ unsafe fn everything<S: Simd>(operands: Operands<'_>) {
         let mut lanes = [0_i32; LANES];
         S::store_i(lanes.as_mut_ptr(), S::mul_add_i16(counts, shifts, S::isplat(77)));
         bits(S::to_f(S::load_i(lanes.as_ptr())));
+        let mut apart = [7_u16; 64];
+        S::store_bf16_apart(apart.as_mut_ptr(), a, false);
+        S::store_bf16_apart(apart.as_mut_ptr().add(32), b, true);
+        apart.chunks_exact(LANES).for_each(|words| bits(S::load_bf16(words.as_ptr())));
         let mut words = [0_u16; 32];
         S::store_bf16(words.as_mut_ptr(), a);
         S::store_bf16(words.as_mut_ptr().add(16), b);
