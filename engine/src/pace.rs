@@ -16,9 +16,11 @@ pub(crate) struct Work {
     pub(crate) attended: usize,
 }
 
-/// A stream's gap may grow by this while a prompt is computed beside it. The promise is 2; the rest is for what the
-/// prediction misses (docs/performance.md).
-const GAP_FACTOR_MAX: f64 = 1.3;
+/// Of what streams take alone, a step may take so much longer for each prompt that is here. For one the promise is that a gap
+/// is doubled at most; the rest is for what the prediction misses (docs/performance.md).
+const PROMPT_SHARE: f64 = 0.3;
+/// A stream's gap may grow by this however many prompts there are.
+const GAP_FACTOR_MAX: f64 = 2.0;
 /// Rows of prompts beside streams in the first step that has any: what they take is not known yet, or was of another prompt.
 const FIRST_ROWS: usize = 8;
 /// Of so many steps in a row with streams, one at least has no prompts: what streams take alone must stay known.
@@ -90,12 +92,15 @@ impl Pace {
 
     /// Seconds the coming step may take beyond what `streams` take alone; `None` if nobody waits for it. It is the gaps
     /// there are once all `others` generate that are to grow by no more than is promised: many that wait to generate will
-    /// make each other's longer anyway, and prompts paced for the few that do already would hold them up.
+    /// make each other's longer anyway, and prompts paced for the few that do already would hold them up. A prompt alone takes
+    /// its time so that nobody notices; the more wait, the more of a step is theirs.
     pub(crate) fn patience(&self, streams: Work, others: usize) -> Option<f64> {
         let context = streams.attended.checked_div(streams.rows)?;
         let rows = others.max(streams.rows);
+        let waiting = (others + 1).saturating_sub(streams.rows).max(1);
+        let factor = (1.0 + PROMPT_SHARE * waiting as f64).min(GAP_FACTOR_MAX);
         let in_the_end = self.predict(Work { rows, attended: rows * context });
-        Some((GAP_FACTOR_MAX * in_the_end - self.predict(streams)).max(0.0))
+        Some((factor * in_the_end - self.predict(streams)).max(0.0))
     }
 
     /// Seconds for one more row beside streams that attends to `context` tokens.
