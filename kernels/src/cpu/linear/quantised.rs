@@ -14,8 +14,9 @@ use crate::packed::GROUP;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Groups of a tile that are unpacked together: with the rows they meet they fit the first-level cache.
-const UNPACKED_GROUPS: usize = 24;
+/// Groups of a tile that are unpacked together: with the rows they meet, and what is asked for meanwhile, they fit the first-level
+/// cache.
+const UNPACKED_GROUPS: usize = 12;
 /// Rows that pass over them before others do.
 pub(super) const UNPACKED_ROWS: usize = 8 * BLOCK_ROWS;
 /// Tiles that meet rows together, where registers allow.
@@ -170,24 +171,49 @@ struct Strip {
     groups: Range<usize>,
     /// Groups from one tile to the next.
     apart: usize,
-    /// Packed weights to ask memory for meanwhile, group by group: codes and scales.
-    next: Option<(*const u8, *const u16)>,
+    /// Packed weights to ask memory for meanwhile.
+    next: Option<Next>,
 }
 
-/// Asks memory for a group of `N` tiles and moves on to the next one.
-#[inline(always)]
-unsafe fn fetch<S: Simd, P: Groups, const N: usize>((codes, scales): &mut (*const u8, *const u16), apart: usize) {
-    for n in 0..N {
-        // SAFETY: what is asked for may be at any address.
-        unsafe {
-            for line in 0..P::CODE_BYTES / LINE {
-                S::prefetch(codes.wrapping_add(n * apart * P::CODE_BYTES + line * LINE));
-            }
-            S::prefetch(scales.wrapping_add(n * apart * P::SCALES).cast());
-        }
+/// Packed weights that are asked for a group at a time, evenly over all passes of rows: memory brings them no faster than it
+/// can, and who asks for more at once waits.
+#[derive(Clone, Copy)]
+struct Next {
+    codes: *const u8,
+    scales: *const u16,
+    /// Groups that rows pass over from one request to the next, and up to it.
+    every: usize,
+    left: usize,
+    /// Groups to ask for.
+    groups: usize,
+}
+
+impl Next {
+    fn at((codes, scales): (*const u8, *const u16)) -> Next {
+        Next { codes, scales, every: 1, left: 1, groups: 1 }
     }
-    *codes = codes.wrapping_add(P::CODE_BYTES);
-    *scales = scales.wrapping_add(P::SCALES);
+
+    /// A pass has come to its next group: `N` tiles' `apart` from each other are asked for if it is time.
+    #[inline(always)]
+    unsafe fn step<S: Simd, P: Groups, const N: usize>(&mut self, apart: usize) {
+        self.left -= 1;
+        if self.left > 0 {
+            return;
+        }
+        self.groups -= 1;
+        self.left = if self.groups > 0 { self.every } else { usize::MAX };
+        for n in 0..N {
+            // SAFETY: what is asked for may be at any address.
+            unsafe {
+                for line in 0..P::CODE_BYTES / LINE {
+                    S::prefetch(self.codes.wrapping_add(n * apart * P::CODE_BYTES + line * LINE));
+                }
+                S::prefetch(self.scales.wrapping_add(n * apart * P::SCALES).cast());
+            }
+        }
+        self.codes = self.codes.wrapping_add(P::CODE_BYTES);
+        self.scales = self.scales.wrapping_add(P::SCALES);
+    }
 }
 
 /// Adds the products of a strip's `N` tiles and `T` rows of one block, from `row` on. A row's codes are loaded once for all
@@ -195,7 +221,7 @@ unsafe fn fetch<S: Simd, P: Groups, const N: usize>((codes, scales): &mut (*cons
 #[inline(always)]
 unsafe fn products<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize>(
     job: &Job<'_>,
-    strip: &Strip,
+    strip: &mut Strip,
     row: usize,
     mut acc: [[S::F; T]; N],
 ) -> [[S::F; T]; N] {
@@ -220,7 +246,7 @@ unsafe fn products<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize
         let (code_step, scale_step) = (strip.apart * G::CODE_BYTES, strip.apart * G::SCALES);
         for _ in strip.groups.clone() {
             if let Some(next) = &mut next {
-                fetch::<S, P, N>(next, row_groups);
+                next.step::<S, P, N>(row_groups);
             }
             let mut dot = [[S::isplat(0); T]; N];
             if G::SHIFTED {
@@ -268,6 +294,7 @@ unsafe fn products<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize
             codes = codes.add(G::CODE_BYTES);
             scales = scales.add(G::SCALES);
         }
+        strip.next = next;
         acc
     }
 }
@@ -280,7 +307,7 @@ type Waiting = *mut [f32; LANES];
 #[inline(always)]
 unsafe fn rows<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize>(
     job: &Job<'_>,
-    (tile, strip): (usize, &Strip),
+    (tile, strip): (usize, &mut Strip),
     row: usize,
     waiting: Waiting,
 ) -> usize {
@@ -312,17 +339,18 @@ unsafe fn rows<S: Simd, G: Groups, P: Groups, const N: usize, const T: usize>(
 #[inline(always)]
 unsafe fn all_rows<S: Simd, G: Groups, P: Groups, const N: usize>(
     job: &Job<'_>,
-    (tile, strip): (usize, Strip),
+    (tile, mut strip): (usize, Strip),
     range: Range<usize>,
     waiting: Waiting,
 ) {
     let mut row = range.start;
+    // For one row asking ahead doubles what a core has under way (Emerald Rapids: 36 GMAC/s become 47).
+    let passes = range.len().div_ceil(S::TILE_TOKENS);
+    let groups = strip.groups.len();
+    strip.next = strip.next.map(|next| Next { every: passes, left: passes, groups, ..next });
     while row < range.end {
         let left = (range.end - row).min(BLOCK_ROWS - row % BLOCK_ROWS);
-        // The next tiles are asked for once, beside the first rows. Many keep the multipliers busy for longer than memory takes
-        // to bring them; for one row it doubles what a core has under way (Emerald Rapids: 36 GMAC/s become 47).
-        let ahead = row == range.start;
-        let strip = &Strip { next: if ahead { strip.next } else { None }, ..strip.clone() };
+        let strip = &mut strip;
         let waiting = waiting.wrapping_add(row - range.start);
         // SAFETY: rows `row..row + T` are inside the block and the batch.
         unsafe {
@@ -381,7 +409,7 @@ unsafe fn direct<S: Simd, G: Groups, const N: usize>(
     let at = |tile: usize| {
         (codes.wrapping_add(tile * groups * G::CODE_BYTES), scales.wrapping_add(tile * groups * G::SCALES))
     };
-    let ((codes, scales), next) = (at(tile), Some(at(tile + N)));
+    let ((codes, scales), next) = (at(tile), Some(Next::at(at(tile + N))));
     let strip = Strip { codes, scales, sums: std::ptr::null(), groups: 0..groups, apart: groups, next };
     // SAFETY: the strip is whole tiles, so no sum waits.
     unsafe { all_rows::<S, G, G, N>(job, (tile, strip), job.rows.clone(), std::ptr::null_mut()) }
@@ -399,9 +427,11 @@ unsafe fn prepared<S: Simd, G: Groups, const N: usize>(
     let mut sums = [const { MaybeUninit::<Sums>::uninit() }; PAIR * UNPACKED_GROUPS];
     let mut waiting = [const { MaybeUninit::<[f32; LANES]>::uninit() }; PAIR * UNPACKED_ROWS];
     let at = |group: usize| (codes.wrapping_add(group * G::CODE_BYTES), scales.wrapping_add(group * G::SCALES));
+    // As many at a time as can be, but about as many each time.
+    let strip = groups.div_ceil(groups.div_ceil(UNPACKED_GROUPS));
     for chunk in job.rows.clone().step_by(UNPACKED_ROWS) {
-        for first in (0..groups).step_by(UNPACKED_GROUPS) {
-            let some = first..(first + UNPACKED_GROUPS).min(groups);
+        for first in (0..groups).step_by(strip) {
+            let some = first..(first + strip).min(groups);
             // SAFETY: the groups are inside the tiles, the room holds them, and they are read after they were written.
             unsafe {
                 for n in 0..N {
@@ -420,7 +450,7 @@ unsafe fn prepared<S: Simd, G: Groups, const N: usize>(
                         }
                     }
                 }
-                let next = (chunk == job.rows.start).then(|| at((tile + N) * groups + first));
+                let next = (chunk == job.rows.start).then(|| Next::at(at((tile + N) * groups + first)));
                 let rows = chunk..(chunk + UNPACKED_ROWS).min(job.rows.end);
                 let (waiting, sums) = (waiting.as_mut_ptr().cast(), sums.as_ptr().cast());
                 if G::SHIFTED {
