@@ -320,14 +320,15 @@ pub trait Backend: Send {
         rows
     }
 
-    /// Whether operations are computed by a device while the host does something else. Only then are the four below there.
+    /// Whether operations are computed by a device while the host does something else. Only then, or where logits are ranked,
+    /// are the four below there.
     fn runs_aside(&self) -> bool {
         false
     }
     /// Has x · layerᵀ computed, finished and, where `ranking` says so, ranked; does not wait for it.
     ///
     /// # Panics
-    /// If the backend does not run aside, or more is to be ranked than [`Backend::best_logits_max`].
+    /// If the backend does neither, or more is to be ranked than [`Backend::best_logits_max`].
     fn start_logits(
         &mut self,
         _layer: &Self::Linear,
@@ -352,7 +353,7 @@ pub trait Backend: Send {
     fn ranked_row(&self, _row: usize) -> Vec<f32> {
         panic!("this backend computes when it is asked");
     }
-    /// How many logits of a row can be ranked; 0 where copying a row costs nothing.
+    /// How many logits of a row can be ranked; 0: none, and [`Backend::logits`] is there for all of them.
     fn best_logits_max(&self, _layer: &Self::Linear) -> usize {
         0
     }

@@ -93,11 +93,14 @@ pub struct Pool {
     walk: Walk,
 }
 
-/// Part `chunk / threads` of thread `chunk % threads`'s run of `0..count`; all runs are equal and cut into `parts`. What one
-/// job leaves in a thread's cache the next one finds there.
-pub(crate) fn part(count: usize, (parts, threads): (usize, usize), chunk: usize) -> Range<usize> {
-    let (place, places) = (chunk % threads * parts + chunk / threads, parts * threads);
-    count * place / places..count * (place + 1) / places
+/// What chunk `chunk` takes of `0..count`. Each thread has an equal run of it, which memory likes, and the same one job after job,
+/// so that what one leaves in a thread's cache the next one finds there; every round takes half of what is left of it, the last
+/// one all. Short chunks come last, so that nobody waits long for a thread that lost its core.
+pub(crate) fn share(count: usize, (rounds, threads): (usize, usize), chunk: usize) -> Range<usize> {
+    let (round, thread) = (chunk / threads, chunk % threads);
+    let (start, end) = (count * thread / threads, count * (thread + 1) / threads);
+    let bound = |round: usize| if round >= rounds { end } else { end - ((end - start) >> round) };
+    bound(round)..bound(round + 1)
 }
 
 impl Notice {
@@ -311,7 +314,7 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pool, part};
+    use super::{Pool, share};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -351,18 +354,23 @@ mod tests {
     }
 
     #[test]
-    fn parts_cover_everything_once_and_a_threads_lie_together() {
-        for (count, parts, threads) in
-            (0..40).flat_map(|n| (1..9).flat_map(move |p| (1..6).map(move |t| (n, p, t))))
-        {
-            let mut next = 0;
-            for thread in 0..threads {
-                for round in 0..parts {
-                    let part = part(count, (parts, threads), round * threads + thread);
-                    assert_eq!(part.start, next, "{count} in {parts} parts for each of {threads}");
-                    next = part.end;
+    fn shares_cover_everything_once() {
+        for (count, threads) in (0..70).flat_map(|count| (1..6).map(move |threads| (count, threads))) {
+            for rounds in [1, 3, 5, 7] {
+                let mut next = 0;
+                for thread in 0..threads {
+                    let (start, mut last) = (next, usize::MAX);
+                    for round in 0..rounds {
+                        let share = share(count, (rounds, threads), round * threads + thread);
+                        let case =
+                            format!("{count} in {rounds} rounds, {threads} threads: {thread} in round {round}");
+                        assert_eq!(share.start, next, "{case}");
+                        assert!(share.len() <= last || round + 1 == rounds, "{case}");
+                        (next, last) = (share.end, share.len());
+                    }
+                    assert!((next - start).abs_diff(count / threads) <= 1, "equal shares");
                 }
-                assert_eq!(next, count * (thread + 1) / threads, "equal runs");
+                assert_eq!(next, count);
             }
         }
     }

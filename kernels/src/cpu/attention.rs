@@ -105,14 +105,14 @@ pub(super) fn attention(
             // one piece, or by the last of those that share a counter.
             backend
                 .pool
-                .run(plan.chunks(), &|chunk| plan.piece(chunk).for_each(|piece| unsafe { job.brain(isa, piece) }));
+                .run(plan.chunks(), &|chunk| plan.chunk(chunk).for_each(|piece| unsafe { job.brain(isa, piece) }));
         }
         Either::Int8(cache) => {
             let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
             // SAFETY: as above.
             backend
                 .pool
-                .run(plan.chunks(), &|chunk| plan.piece(chunk).for_each(|piece| unsafe { job.int8(isa, piece) }));
+                .run(plan.chunks(), &|chunk| plan.chunk(chunk).for_each(|piece| unsafe { job.int8(isa, piece) }));
         }
     }
     if !whole {

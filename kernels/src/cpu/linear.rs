@@ -20,7 +20,7 @@ use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::memory::Shared;
 use crate::packed::{Layout, Packed, TILE_ROWS};
-use crate::pool::{Ahead, Pool, RUNS};
+use crate::pool::{Ahead, Pool, RUNS, share};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -154,15 +154,6 @@ fn rounds(rows: usize) -> usize {
         4..64 => 5,
         _ => 7,
     }
-}
-
-/// A chunk's units. Each thread has an equal run of them, which memory likes; every round takes half of what is left of it, the
-/// last one all. Short chunks come last, so that nobody waits long for a thread that lost its core.
-fn share(units: usize, (rounds, threads): (usize, usize), chunk: usize) -> Range<usize> {
-    let (round, thread) = (chunk / threads, chunk % threads);
-    let (start, end) = (units * thread / threads, units * (thread + 1) / threads);
-    let bound = |round: usize| if round >= rounds { end } else { end - ((end - start) >> round) };
-    bound(round)..bound(round + 1)
 }
 
 /// Cuts units, which are parts of the rows of a tile or two, tile by tile, into runs of whole tiles and parts of one. A part is as
@@ -333,30 +324,7 @@ pub(crate) fn gated(
 
 #[cfg(test)]
 mod tests {
-    use super::{rounds, runs, share};
-
-    #[test]
-    fn shares_cover_every_tile_once() {
-        for (tiles, threads) in (0..70).flat_map(|tiles| (1..6).map(move |threads| (tiles, threads))) {
-            for rounds in [1, 16, 256].map(rounds) {
-                let mut next = 0;
-                for thread in 0..threads {
-                    let (start, mut last) = (next, usize::MAX);
-                    for round in 0..rounds {
-                        let share = share(tiles, (rounds, threads), round * threads + thread);
-                        let case = format!(
-                            "{tiles} tiles, {rounds} rounds, {threads} threads: {thread} in round {round}"
-                        );
-                        assert_eq!(share.start, next, "{case}");
-                        assert!(share.len() <= last || round + 1 == rounds, "{case}");
-                        (next, last) = (share.end, share.len());
-                    }
-                    assert!((next - start).abs_diff(tiles / threads) <= 1, "equal shares");
-                }
-                assert_eq!(next, tiles);
-            }
-        }
-    }
+    use super::runs;
 
     #[test]
     fn runs_cover_every_part_once() {

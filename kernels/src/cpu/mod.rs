@@ -7,6 +7,7 @@ mod linear;
 mod low_rank;
 mod norm;
 mod order;
+mod ranking;
 mod rows;
 pub(crate) mod simd;
 
@@ -15,21 +16,23 @@ pub use rows::{Form, Rows};
 pub use simd::Isa;
 
 use crate::backend::{
-    Activation, AttentionShape, Backend, CacheShape, ColumnRuns, KvDtype, LogitFinish, Rope, RowDtype, StepInput,
+    Activation, AttentionShape, Backend, BestLogits, CacheShape, ColumnRuns, KvDtype, LogitFinish, Ranking, Rope,
+    RowDtype, StepInput,
 };
 use crate::low_rank::{LowRankMemory, LowRankUpdate};
 use crate::memory::{Buffer, Shared};
 use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
-use crate::pool::{Pool, part};
+use crate::pool::{Pool, share};
 use linear::Store;
 use order::Order;
+use ranking::Ranked;
 use rows::RowsOut;
 use std::ops::Range;
 
 /// Row operations on fewer rows than this are not worth waking anybody for.
 const PARALLEL_ROWS: usize = 4;
-/// Parts in which a thread takes its share of them, to even out what others lose to neighbours.
-const ROW_PARTS: usize = 8;
+/// Rounds in which a thread takes its share of them.
+const ROW_ROUNDS: usize = 3;
 
 /// Runs on the machine's own cores.
 pub struct CpuBackend {
@@ -41,6 +44,7 @@ pub struct CpuBackend {
     /// What low-rank updates hold between their two products.
     low_rank: Buffer<f32>,
     order: Order,
+    ranked: Ranked,
 }
 
 /// Matrices of one linear layer, side by side.
@@ -112,6 +116,7 @@ impl CpuBackend {
             preallocate: false,
             low_rank: Buffer::default(),
             order: Order::default(),
+            ranked: Ranked::default(),
         }
     }
 
@@ -160,9 +165,8 @@ impl CpuBackend {
             f(0..rows);
             return;
         }
-        let threads = self.pool.threads();
-        let shares = (rows.div_ceil(threads).min(ROW_PARTS), threads);
-        self.pool.run(shares.0 * shares.1, &|chunk| f(part(rows, shares, chunk)));
+        let shares = (ROW_ROUNDS, self.pool.threads());
+        self.pool.run(shares.0 * shares.1, &|chunk| f(share(rows, shares, chunk)));
     }
 }
 
@@ -401,6 +405,42 @@ impl Backend for CpuBackend {
         out.resize(x.rows * width, 0.0);
         self.multiply(layer, x, (out, width, Store::Set));
         self.finish_logits(out, finish);
+    }
+
+    /// For whoever wants the largest of each row: one thread would take as long to find it as all do for a layer.
+    fn best_logits_max(&self, _: &Linear) -> usize {
+        1
+    }
+
+    fn start_logits(
+        &mut self,
+        layer: &Linear,
+        x: &Rows,
+        finish: LogitFinish<'_, Buffer<f32>>,
+        ranking: Option<&Ranking>,
+    ) {
+        let mut logits = std::mem::take(&mut self.ranked.logits);
+        self.logits(layer, x, finish, &mut logits);
+        self.ranked.logits = logits;
+        if let Some(Ranking { count, rates }) = ranking {
+            assert!(
+                *count == 1 && rates.is_empty(),
+                "the largest of a row alone is ranked here, and no row's mass"
+            );
+            self.ranked.rank(self.isa, &mut self.pool, layer.rows());
+        }
+    }
+
+    fn wait_logits(&mut self, out: &mut Vec<f32>) {
+        out.clone_from(&self.ranked.logits);
+    }
+
+    fn wait_best(&mut self) -> Vec<BestLogits> {
+        self.ranked.best()
+    }
+
+    fn ranked_row(&self, row: usize) -> Vec<f32> {
+        self.ranked.row(row)
     }
 
     fn attention(

@@ -4,6 +4,7 @@
 use super::state::State;
 use crate::backend::{ATTENTION_SPAN, AttentionShape, StepInput};
 use crate::memory::{Buffer, Shared};
+use crate::pool::share;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
@@ -15,6 +16,8 @@ pub(super) const PARTITION: usize = 256;
 pub(super) const ROWS_MAX: usize = 24;
 /// Their accumulators, in values: fits the first-level cache beside a span's keys and values.
 pub(super) const STATE_MAX: usize = 2048;
+/// Rounds in which a thread takes its share of the pieces.
+const ROUNDS: usize = 5;
 /// Pieces a thread should find at least, to even out what others lose to neighbours.
 const PIECES_PER_THREAD: usize = 4;
 
@@ -135,17 +138,18 @@ impl Plan {
         self.ends.resize(threads, self.pieces.len());
     }
 
-    /// Chunks for the pool: see [`Plan::piece`].
+    /// Chunks for the pool: see [`Plan::chunk`].
     pub(super) fn chunks(&self) -> usize {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        self.ends.len() * self.ends.iter().zip(starts).map(|(end, start)| end - start).max().unwrap_or(0)
+        ROUNDS * self.ends.len()
     }
 
-    /// What a chunk computes, if anything. A thread begins at the end of its run: the longest contexts of a prompt come last.
-    pub(super) fn piece(&self, chunk: usize) -> impl Iterator<Item = &Piece> {
-        let (place, thread) = (chunk / self.ends.len(), chunk % self.ends.len());
+    /// What a chunk computes. A thread begins at the end of its run: the longest contexts of a prompt come last.
+    pub(super) fn chunk(&self, chunk: usize) -> impl Iterator<Item = &Piece> {
+        let (round, thread) = (chunk / self.ends.len(), chunk % self.ends.len());
         let start = if thread == 0 { 0 } else { self.ends[thread - 1] };
-        self.pieces[start..self.ends[thread]].iter().rev().skip(place).take(1)
+        let run = &self.pieces[start..self.ends[thread]];
+        let some = share(run.len(), (ROUNDS, 1), round);
+        run[run.len() - some.end..run.len() - some.start].iter().rev()
     }
 
     fn list_items(&mut self, input: StepInput<'_>, heads: AttentionShape) {
