@@ -48,7 +48,7 @@ pub trait Runner: Send {
     /// `input.logit_rows.len() * vocab_size()` values. A row's result must depend on its own sequence alone.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), RunnerError>;
 
-    /// How many of a row's logits [`Runner::forward_best`] can rank; 0 where a row costs nothing.
+    /// How many of a row's logits [`Runner::forward_best`] can rank; 0: none.
     fn best_logits_max(&self) -> usize {
         0
     }

@@ -114,7 +114,7 @@ pub trait Model: Send {
     /// how its context was cut into steps.
     fn forward(&mut self, input: &ForwardInput, logits: &mut Vec<f32>) -> Result<(), ModelError>;
 
-    /// How many of a row's logits [`Model::forward_best`] can rank; 0 where copying a row costs nothing.
+    /// How many of a row's logits [`Model::forward_best`] can rank; 0: none.
     fn best_logits_max(&self) -> usize {
         0
     }
