@@ -403,8 +403,8 @@ impl RowsOut {
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
             if self.form.shifted {
-                for g in 0..SIXTEEN {
-                    self.put_shifted::<S>(places[g], x.add(g * GROUP));
+                for (g, &place) in places.iter().enumerate() {
+                    self.put_shifted::<S>(place, x.add(g * GROUP));
                 }
             }
             if !self.form.q8 {
