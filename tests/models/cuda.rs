@@ -191,6 +191,24 @@ fn stop(engine: &EngineHandle) {
     assert!(engine.wait_stopped(Duration::from_secs(60)), "the engine thread is left");
 }
 
+/// Where less is between the two likeliest tokens, whoever rounds otherwise may choose the other.
+const NEAR_TIE: f32 = 0.3;
+
+/// Tokens, and how much more likely each was than the next best.
+fn choices(mut stream: EventStream) -> Vec<(u32, f32)> {
+    let mut choices = Vec::new();
+    loop {
+        match stream.next_blocking() {
+            Some(Event::Delta { logprobs, .. }) => {
+                choices.extend(logprobs.iter().map(|choice| (choice.token, choice.top[0].1 - choice.top[1].1)));
+            }
+            Some(Event::Finished { .. }) => return choices,
+            Some(Event::Prompt { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 /// A batch of ragged lengths; a pool so small that one of them is preempted; a prompt that is in the prefix cache.
 #[test]
 fn the_default_model_generates_the_cpu_backends_tokens() {
@@ -202,12 +220,22 @@ fn the_default_model_generates_the_cpu_backends_tokens() {
     };
     let config = EngineConfig { num_blocks: 64, prefix_caching: false, ..EngineConfig::default() };
     let on_cpu = start(default_model::load(), config.clone());
-    let expected = requests().map(|request| finish(on_cpu.submit(request).expect("taken")).0);
+    let expected = requests().map(|request| {
+        let request = GenerateRequest { logprobs: Some(2), ..request };
+        choices(on_cpu.submit(request).expect("taken"))
+    });
     stop(&on_cpu);
 
     let engine = start(default_model::load_on(backend(1)), config);
     let streams = requests().map(|request| engine.submit(request).expect("taken"));
-    assert_eq!(streams.map(|stream| finish(stream).0), expected);
+    let mut same = 0;
+    for (tokens, expected) in streams.map(|stream| finish(stream).0).iter().zip(&expected) {
+        let first = tokens.iter().zip(expected).position(|(token, choice)| *token != choice.0);
+        let near = first.is_none_or(|first| expected[first].1 < NEAR_TIE);
+        assert!(tokens.len() == expected.len() && near, "{tokens:?} instead of {expected:?}");
+        same += first.unwrap_or(tokens.len());
+    }
+    assert!(same >= 20, "{same} tokens before the first that differ");
     stop(&engine);
 }
 
