@@ -320,8 +320,8 @@ pub trait Backend: Send {
         rows
     }
 
-    /// Whether operations are computed by a device while the host does something else. Only then, or where logits are ranked,
-    /// are the four below there.
+    /// Whether operations are computed by a device while the host does something else. Only then are the four below there; all
+    /// but [`Backend::wait_logits`] are, too, where logits are ranked.
     fn runs_aside(&self) -> bool {
         false
     }

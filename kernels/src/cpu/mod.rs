@@ -431,10 +431,6 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn wait_logits(&mut self, out: &mut Vec<f32>) {
-        out.clone_from(&self.ranked.logits);
-    }
-
     fn wait_best(&mut self) -> Vec<BestLogits> {
         self.ranked.best()
     }
