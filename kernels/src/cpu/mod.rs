@@ -93,7 +93,7 @@ pub struct Step {
     rotations: Buffer<f32>,
     frequencies: usize,
     plan: attention::Plan,
-    /// Rotated queries: see [`attention::query`].
+    /// Rotated queries, each as products take it: `[kv head][row][head of its group][padded head_dim]`.
     queries: Buffer<f32>,
     /// The same for an 8-bit cache, one row a query.
     query_rows: Rows,

@@ -162,7 +162,6 @@ type Sums = [i32; LANES];
 
 /// Some consecutive groups of one tile, and the same ones of the tiles after it: where they lie, and which of the row's groups
 /// they meet.
-#[derive(Clone)]
 struct Strip {
     codes: *const u8,
     scales: *const u16,
