@@ -7,6 +7,7 @@ pub mod limits;
 mod low_rank;
 mod memory;
 mod packed;
+mod paired;
 mod pool;
 mod quants;
 pub mod reference;

@@ -34,6 +34,7 @@ pub trait Number: Copy + Send + Sync + 'static {}
 impl Number for u8 {}
 impl Number for i8 {}
 impl Number for u16 {}
+impl Number for i16 {}
 impl Number for i32 {}
 impl Number for f32 {}
 

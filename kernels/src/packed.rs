@@ -14,9 +14,12 @@
 //! Single
 //! Brain  values  [tile][pair of columns] 16 × 2 (bf16 bits); an odd number of columns ends in zeros
 //! ```
+//!
+//! The CPU has 4-bit weights in pairs of groups instead (`paired.rs`).
 
 use crate::cpu::simd::LANES;
 use crate::memory::{Buffer, Shared};
+use crate::paired::{self, Paired};
 use crate::pool::Pool;
 use crate::quants::{Dtype, dequantize_block, k_scale_min, mx_scale};
 use half::f16;
@@ -55,6 +58,7 @@ pub(crate) struct Packed {
 
 pub(crate) enum Layout {
     Four { codes: Buffer<u8>, scales: Buffer<u16> },
+    Paired(Paired),
     Eight { codes: Buffer<u8>, scales: Buffer<u16> },
     Half(Buffer<u16>),
     Brain(Buffer<u16>),
@@ -62,7 +66,7 @@ pub(crate) enum Layout {
 }
 
 /// Thirty-two weights of one row on their way into a layout.
-enum Group {
+pub(crate) enum Group {
     Four { d: f16, m: f16, codes: [u8; GROUP] },
     Eight { d: f16, codes: [i8; GROUP] },
 }
@@ -88,19 +92,19 @@ impl<'a> Stored<'a> {
         }
     }
 
-    fn row(&self, row: usize) -> &'a [u8] {
+    pub(crate) fn row(&self, row: usize) -> &'a [u8] {
         let bytes = self.data.len() / self.rows;
         &self.data[row * bytes..(row + 1) * bytes]
     }
 }
 
-/// Bytes a matrix takes once it is packed: what `Packed::bytes` says of it.
+/// Bytes a matrix takes once the CPU has packed it: what `Packed::bytes` says of it.
 pub fn packed_bytes(dtype: Dtype, rows: usize, cols: usize) -> u64 {
     let row = match dtype {
         Dtype::F32 => 4 * cols,
         Dtype::F16 => 2 * cols,
         Dtype::BF16 => 2 * cols.next_multiple_of(2),
-        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => cols / GROUP * 20,
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => paired::row_bytes(cols),
         _ => cols / GROUP * 34,
     };
     rows.next_multiple_of(TILE_ROWS) as u64 * row as u64
@@ -112,6 +116,17 @@ fn run<T>(data: &[T], (tile, tiles): (usize, usize), step: usize) -> (usize, usi
 }
 
 impl Packed {
+    /// Repacks a checked matrix for the CPU.
+    pub(crate) fn paired(stored: Stored<'_>, pool: &mut Pool) -> Packed {
+        match stored.dtype {
+            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => {
+                let layout = Layout::Paired(Paired::new(stored, pool));
+                Packed { rows: stored.rows, cols: stored.cols, layout }
+            }
+            _ => Packed::new(stored, pool),
+        }
+    }
+
     /// Repacks a checked matrix, tiles in parallel.
     pub(crate) fn new(stored: Stored<'_>, pool: &mut Pool) -> Packed {
         let (rows, cols) = (stored.rows, stored.cols);
@@ -165,17 +180,21 @@ impl Packed {
     pub(crate) fn bytes(&self) -> usize {
         match &self.layout {
             Layout::Four { codes, scales } | Layout::Eight { codes, scales } => codes.len() + 2 * scales.len(),
+            Layout::Paired(paired) => paired.bytes(),
             Layout::Half(values) | Layout::Brain(values) => 2 * values.len(),
             Layout::Single(values) => 4 * values.len(),
         }
     }
 
-    /// Where tile `tile` begins, and bytes of it that lie side by side: codes and scales of a group, or 32 columns.
+    /// Where tile `tile` begins, and bytes of it that lie side by side: codes and scales of a group or two, or 32 columns.
     pub(crate) fn runs(&self, tile: usize) -> [(usize, usize); 2] {
         let tiles = self.tiles();
         let floats = GROUP * TILE_ROWS;
         match &self.layout {
             Layout::Four { codes, scales } => [run(codes, (tile, tiles), 256), run(scales, (tile, tiles), 32)],
+            Layout::Paired(Paired { codes, scales, .. }) => {
+                [run(codes, (tile, tiles), paired::CODE_BYTES), run(scales, (tile, tiles), paired::SCALES)]
+            }
             Layout::Eight { codes, scales } => [run(codes, (tile, tiles), 512), run(scales, (tile, tiles), 16)],
             Layout::Half(values) | Layout::Brain(values) => [run(values, (tile, tiles), floats), (0, 0)],
             Layout::Single(values) => [run(values, (tile, tiles), floats), (0, 0)],
@@ -199,6 +218,7 @@ impl Packed {
                     }
                 }
             }
+            Layout::Paired(paired) => paired.read_row(tile, r, &mut out[..self.cols]),
             Layout::Eight { codes, scales } => {
                 for (g, out) in out[..self.cols].chunks_exact_mut(GROUP).enumerate() {
                     let at = tile * groups + g;
@@ -286,7 +306,7 @@ fn pack_groups(
 }
 
 /// Cuts a row into groups: exactly where the type is a 4- or 8-bit grid per 32, to the nearest 8-bit grid elsewhere.
-fn for_each_group(dtype: Dtype, row: &[u8], mut put: impl FnMut(usize, Group)) {
+pub(crate) fn for_each_group(dtype: Dtype, row: &[u8], mut put: impl FnMut(usize, Group)) {
     let half = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]);
     let mut values = [0.0; 256];
     for (index, block) in row.chunks_exact(dtype.block_bytes()).enumerate() {
@@ -365,7 +385,7 @@ mod tests {
         for dtype in DTYPES {
             for (rows, cols) in [(1, 256), (16, 512), (45, 768)] {
                 let data = vec![0; rows * dtype.row_bytes(cols).expect("whole blocks")];
-                let packed = Packed::new(Stored { dtype, rows, cols, data: &data }, &mut pool);
+                let packed = Packed::paired(Stored { dtype, rows, cols, data: &data }, &mut pool);
                 assert_eq!(packed_bytes(dtype, rows, cols), packed.bytes() as u64, "{dtype:?} {rows} × {cols}");
             }
         }

@@ -30,43 +30,108 @@ pub fn weights(stored: Stored<'_>) -> Vec<Sum> {
             values.into_iter().map(exact).collect()
         }
         Dtype::Q4_0 | Dtype::Q4_1 => with_minimum(stored, &values),
-        Dtype::Q4_K => q4_k(stored.data),
+        Dtype::Q4_K => q4_k(stored),
         _ => values.chunks_exact(GROUP).flat_map(nearest_grid).map(exact).collect(),
     }
 }
 
 /// d · code + m: both terms count, for they may cancel.
 fn with_minimum(stored: Stored<'_>, values: &[f32]) -> Vec<Sum> {
-    let half = |b: &[u8], at: usize| f64::from(f16::from_le_bytes([b[at], b[at + 1]]).to_f32());
-    let blocks = stored.data.chunks_exact(stored.dtype.block_bytes());
-    let minima = blocks.map(|b| if stored.dtype == Dtype::Q4_1 { half(b, 2) } else { -8.0 * half(b, 0) });
-    values
-        .chunks_exact(GROUP)
-        .zip(minima)
-        .flat_map(|(group, m)| {
-            group.iter().map(move |&x| {
-                let value = f64::from(x);
-                Sum { value, magnitude: (value - m).abs() + m.abs() }
-            })
-        })
-        .collect()
+    let minima = scales_and_minima(stored);
+    let sum = |(i, &x): (usize, &f32)| {
+        let (value, m) = (f64::from(x), minima[i / GROUP * 2 + 1]);
+        Sum { value, magnitude: (value - m).abs() + m.abs() }
+    };
+    values.iter().enumerate().map(sum).collect()
 }
 
-fn q4_k(data: &[u8]) -> Vec<Sum> {
-    let half = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();
-    let round = |x: f32| f64::from(f16::from_f32(x).to_f32());
-    let mut out = Vec::with_capacity(data.len() / Dtype::Q4_K.block_bytes() * 256);
-    for block in data.chunks_exact(Dtype::Q4_K.block_bytes()) {
+fn q4_k(stored: Stored<'_>) -> Vec<Sum> {
+    let grid = scales_and_minima(stored);
+    let mut out = Vec::with_capacity(grid.len() / 2 * GROUP);
+    for block in stored.data.chunks_exact(Dtype::Q4_K.block_bytes()) {
         for i in 0..256 {
-            let (scale, min) = k_scale_min(i / 32, &block[4..16]);
-            let d = round(half(block, 0) * f32::from(scale));
-            let m = round(-half(block, 2) * f32::from(min));
+            let at = out.len() / GROUP * 2;
+            let (d, m) = (grid[at], grid[at + 1]);
             let byte = block[16 + i / 64 * 32 + i % 32];
             let code = f64::from(if i / 32 % 2 == 0 { byte & 15 } else { byte >> 4 });
             out.push(Sum { value: d * code + m, magnitude: (d * code).abs() + m.abs() });
         }
     }
     out
+}
+
+/// One row times a matrix of 4-bit weights as the CPU multiplies them: scales and values of code 8 as words of 15 bits in units
+/// of their weight row, activations' scales and sums as words of 14 bits that add up to 2^16 at most in units of eight groups, and
+/// the product of both scales rounded to a word. All sums are exact.
+///
+/// # Panics
+/// If the type has no 4-bit grid.
+pub fn linear_four(stored: Stored<'_>, x: &[f32]) -> Vec<Sum> {
+    let unit = |largest: f64| if largest > 0.0 { largest.log2().floor().exp2() / 16_384.0 } else { 1.0 };
+    let word = |x: f64, unit: f64| (x / unit).round_ties_even().clamp(-32_767.0, 32_767.0);
+    let groups: Vec<(Vec<f64>, f32, f32)> = x.chunks(GROUP).map(whole_group).collect();
+    let row = |weights: &[Sum], minima: &[f64]| {
+        let (mut total, mut magnitude) = (0.0, 0.0);
+        let grid: Vec<(f64, f64)> = minima.chunks(2).map(|dm| (dm[0], 8.0_f64.mul_add(dm[0], dm[1]))).collect();
+        let scale_unit = unit(grid.iter().fold(0.0, |most, g| most.max(g.0.abs())));
+        let value_unit = unit(grid.iter().fold(0.0, |most, g| most.max(g.1.abs())));
+        for (span, some) in groups.chunks(8).enumerate() {
+            let largest = some.iter().fold(1e-33_f32, |most, g| most.max(g.1));
+            let scale_step = (largest / 16_384.0).max(some.iter().fold(1e-33_f32, |all, g| all + g.1) / 65_536.0);
+            let highest = some.iter().fold(1e-33_f32, |most, g| most.max(g.2.abs()));
+            let higher = some.iter().fold(1e-33_f32, |all, g| all + g.2.abs()) * (1.0 + 1.0 / 4096.0);
+            let power = |x: f32| f64::from(x).log2().floor().exp2();
+            let sum_unit = (power(highest) / 8192.0).max(power(higher) / 32_768.0);
+            for (i, (codes, scale, sum)) in some.iter().enumerate() {
+                let g = 8 * span + i;
+                let (d, m) = (word(grid[g].0, scale_unit), word(grid[g].1, value_unit));
+                let s = f64::from((scale * (1.0 / scale_step)).round_ties_even());
+                let both = (d * s / 32_768.0 + 0.5).floor() * scale_unit * 32_768.0 * f64::from(scale_step);
+                for (code, w) in codes.iter().zip(&weights[g * GROUP..]) {
+                    // The code less 8, from the weight it stands for.
+                    let less = if grid[g].0 == 0.0 { 0.0 } else { ((w.value - grid[g].1) / grid[g].0).round() };
+                    total += both * less * code;
+                    magnitude += (both * less * code).abs();
+                }
+                let value = m * value_unit * (f64::from(*sum) / sum_unit).round_ties_even() * sum_unit;
+                (total, magnitude) = (total + value, magnitude + value.abs());
+            }
+        }
+        Sum { value: total, magnitude }
+    };
+    let (weights, minima) = (weights(stored), scales_and_minima(stored));
+    let each = x.len() / GROUP * 2;
+    weights.chunks_exact(x.len()).zip(minima.chunks_exact(each)).map(|(w, m)| row(w, m)).collect()
+}
+
+/// Codes, scale and scaled sum of a group of 8-bit activations.
+fn whole_group(x: &[f32]) -> (Vec<f64>, f32, f32) {
+    let amax = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+    let amax = if amax < 1e-30 { 0.0 } else { amax };
+    let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
+    let codes: Vec<f32> = x.iter().map(|x| (x * inverse).round_ties_even()).collect();
+    let scale = amax / 127.0;
+    (codes.iter().map(|&c| f64::from(c)).collect(), scale, scale * codes.iter().sum::<f32>())
+}
+
+/// d and m of every group: weight = d · code + m.
+fn scales_and_minima(stored: Stored<'_>) -> Vec<f64> {
+    let half = |b: &[u8], at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();
+    let round = |x: f32| f64::from(f16::from_f32(x).to_f32());
+    let blocks = stored.data.chunks_exact(stored.dtype.block_bytes());
+    match stored.dtype {
+        Dtype::Q4_0 => blocks.flat_map(|b| [f64::from(half(b, 0)), -8.0 * f64::from(half(b, 0))]).collect(),
+        Dtype::Q4_1 => blocks.flat_map(|b| [0, 2].map(|at| f64::from(half(b, at)))).collect(),
+        Dtype::Q4_K => blocks
+            .flat_map(|b| {
+                (0..8).flat_map(move |i| {
+                    let (scale, min) = k_scale_min(i, &b[4..16]);
+                    [round(half(b, 0) * f32::from(scale)), round(-half(b, 2) * f32::from(min))]
+                })
+            })
+            .collect(),
+        other => panic!("{} is no 4-bit grid", other.name()),
+    }
 }
 
 fn nearest_grid(group: &[f32]) -> Vec<f32> {
@@ -79,11 +144,8 @@ fn nearest_grid(group: &[f32]) -> Vec<f32> {
 /// A row after 8-bit quantisation in groups of 32: whole multiples of amax / 127; groups below 1e-30 are zeros.
 pub fn quantize_row(x: &[f32]) -> Vec<f64> {
     let quantize = |group: &[f32]| {
-        let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let amax = if amax < 1e-30 { 0.0 } else { amax };
-        let inverse = if amax > 0.0 { 127.0 / amax } else { 0.0 };
-        let scale = f64::from(amax / 127.0);
-        group.iter().map(|x| f64::from((x * inverse).round_ties_even()) * scale).collect::<Vec<f64>>()
+        let (codes, scale, _) = whole_group(group);
+        codes.into_iter().map(move |code| code * f64::from(scale))
     };
     x.chunks(GROUP).flat_map(quantize).collect()
 }

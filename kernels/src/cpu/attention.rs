@@ -116,7 +116,8 @@ pub(super) fn attention(
         }
     }
     if !whole {
-        let out = out.reset(rows, heads.out_width(), form);
-        backend.copy_rows(&step.compact.values, (rows, &|row| row), out);
+        let target = out.reset(rows, heads.out_width(), form);
+        backend.copy_rows(&step.compact.values, (rows, &|row| row), target);
     }
+    out.level(isa, &mut backend.pool);
 }

@@ -1,25 +1,30 @@
 //! Linear layers: packed weights times activation rows, from one row (decode) to thousands (prefill).
 //!
-//! Every output is the sum over groups of 32 columns, ascending, of an exact integer dot product times both scales
-//! (plus the minimum's term), accumulated in f32 with fused multiply-add; or the sum over columns of products of bf16
+//! Every output is the sum over groups of 32 columns, ascending, of an exact integer dot product times both scales,
+//! accumulated in f32 with fused multiply-add (8-bit weights); or the same over spans of eight groups, in which sums times both
+//! scales, as words, are added up exactly (4-bit weights); or the sum over columns of products of bf16
 //! (both sides) or f32, in f32. The order is fixed by the output alone: tile shapes, threads, batch and ISA change nothing
 //! in the bits.
 
 #![allow(clippy::needless_range_loop, reason = "an index walks several register arrays at once")]
 
 mod brain;
+mod eight;
 mod float;
-mod quantised;
+mod four;
+mod next;
 
 use self::brain::{exact, rounded};
+use self::eight::eight;
 use self::float::{half, single};
-use self::quantised::{Eight, Four, UNPACKED_ROWS, quantised};
+use self::four::four;
 use super::activation;
-use super::rows::{Rows, RowsOut};
+use super::rows::{BLOCK_ROWS, Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::memory::Shared;
 use crate::packed::{Layout, Packed, TILE_ROWS};
+use crate::paired::Paired;
 use crate::pool::{Ahead, Pool, RUNS, share};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -29,6 +34,9 @@ const HOT_BYTES: usize = 128 << 10;
 
 /// Weights that a thread which waits asks memory for: a share of the second-level cache, and what comes in some microseconds.
 const AHEAD_BYTES: usize = 96 << 10;
+
+/// Rows that pass over what was unpacked or added up of a tile before others do.
+const UNPACKED_ROWS: usize = 8 * BLOCK_ROWS;
 
 /// Outputs that are computed together: two tiles, which rows meet at once, and a group of the 8-bit form.
 const UNIT: usize = 2 * TILE_ROWS;
@@ -100,28 +108,14 @@ unsafe fn put_part(job: &Job<'_>, out: *mut f32, values: &[[f32; LANES]], len: u
     }
 }
 
-#[inline(always)]
-unsafe fn four<S: Simd>(job: &Job<'_>, codes: *const u8, scales: *const u16) {
-    // SAFETY: forwarded.
-    unsafe { quantised::<S, Four>(job, (codes, scales)) }
-}
-
-#[inline(always)]
-unsafe fn eight<S: Simd>(job: &Job<'_>, codes: *const u8, scales: *const u16) {
-    // SAFETY: forwarded.
-    unsafe { quantised::<S, Eight>(job, (codes, scales)) }
-}
-
 /// # Safety
 /// `isa` is available, `x` is in the form the layout reads, and the output has room for all rows.
 unsafe fn run(isa: Isa, job: &Job<'_>) {
     // SAFETY: forwarded.
     unsafe {
         match &job.weights.layout {
-            Layout::Four { codes, scales } => {
-                let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
-                dispatch!(isa, fn four(job: &Job<'_>, codes: *const u8, scales: *const u16))
-            }
+            Layout::Paired(weights) => dispatch!(isa, fn four(job: &Job<'_>, weights: &Paired)),
+            Layout::Four { .. } => unreachable!("4-bit weights are paired here"),
             Layout::Eight { codes, scales } => {
                 let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
                 dispatch!(isa, fn eight(job: &Job<'_>, codes: *const u8, scales: *const u16))
@@ -213,7 +207,7 @@ fn ahead(runs: [(usize, usize); RUNS]) -> Ahead {
 /// Panics where rows are not in the form that `matrix` reads.
 fn check_form(matrix: &Packed, x: &Rows) {
     let there = match matrix.layout {
-        Layout::Four { .. } => x.form.q8,
+        Layout::Paired(_) | Layout::Four { .. } => x.form.q8,
         Layout::Eight { .. } => x.form.shifted,
         Layout::Brain(_) => x.form.bf16 || x.form.f32,
         Layout::Half(_) | Layout::Single(_) => x.form.f32,

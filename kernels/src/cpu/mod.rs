@@ -208,16 +208,17 @@ impl CpuBackend {
 
     /// Applies `activation` to the first `width` values of each row, times those after them where there are any.
     fn apply(&mut self, activation: Activation, x: &Matrix, width: usize, (out, form): (&mut Rows, Form)) {
-        let out = out.reset(x.rows, width, form);
+        let target = out.reset(x.rows, width, form);
         let isa = self.isa;
         self.for_rows(x.rows, &|rows| {
             for row in rows {
                 let (x, up) = x.data[row * x.width..][..x.width].split_at(width);
                 let operands = activation::Row { activation, x, up: (!up.is_empty()).then_some(up) };
                 // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
-                unsafe { activation::apply_row(isa, operands, (row, 0, out)) }
+                unsafe { activation::apply_row(isa, operands, (row, 0, target)) }
             }
         });
+        out.level(isa, &mut self.pool);
     }
 
     /// Puts `rows` rows of f32, `out.cols` wide, into another form; row `r` is row `source(r)` of `x`.
@@ -258,7 +259,7 @@ impl Backend for CpuBackend {
             if part.cols != parts[0].cols {
                 return Err(PackError::Mixed { first: parts[0].cols, other: part.cols });
             }
-            matrices.push(Packed::new(*part, &mut self.pool));
+            matrices.push(Packed::paired(*part, &mut self.pool));
         }
         Ok(Linear { matrices, number: self.order.add() })
     }
@@ -300,7 +301,7 @@ impl Backend for CpuBackend {
     fn form(&self, layer: &Linear) -> Form {
         layer.matrices.iter().fold(Form::default(), |form, m| {
             form.and(match m.layout {
-                Layout::Four { .. } => Form::Q8,
+                Layout::Paired(_) | Layout::Four { .. } => Form::Q8,
                 Layout::Eight { .. } => Form::SHIFTED,
                 Layout::Brain(_) if self.row_dtype == RowDtype::Bf16 => Form::BF16,
                 Layout::Brain(_) | Layout::Half(_) | Layout::Single(_) => Form::F32,
@@ -366,15 +367,16 @@ impl Backend for CpuBackend {
         let rows = select.map_or(x.rows, <[u32]>::len);
         let source = |row: usize| select.map_or(row, |s| s[row] as usize);
         assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
-        let out = out.reset(rows, x.width, form);
+        let target = out.reset(rows, x.width, form);
         let isa = self.isa;
         self.for_rows(rows, &|rows| {
             for row in rows {
                 let x = &x.data[source(row) * x.width..][..x.width];
                 // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
-                unsafe { norm::rms_norm_row(isa, x, weight, eps, (row, out)) }
+                unsafe { norm::rms_norm_row(isa, x, weight, eps, (row, target)) }
             }
         });
+        out.level(isa, &mut self.pool);
     }
 
     fn linear(&mut self, layer: &Linear, x: &Rows, out: &mut Matrix) {
@@ -473,11 +475,12 @@ impl Backend for CpuBackend {
         };
         match halves {
             Some(halves) if width.is_multiple_of(GROUP) => {
-                let out = out.reset(x.rows, width, form);
+                let target = out.reset(x.rows, width, form);
                 let threads = self.pool.threads();
                 let begin = |thread| linear::gated_begin(halves, width, (thread, threads));
                 self.order.enter(layer.number, x.rows, &mut self.pool, begin);
-                linear::gated(self.isa, &mut self.pool, halves, activation, x, out);
+                linear::gated(self.isa, &mut self.pool, halves, activation, x, target);
+                out.level(self.isa, &mut self.pool);
             }
             _ => {
                 self.linear(layer, x, scratch);
@@ -494,8 +497,9 @@ impl Backend for CpuBackend {
         let rows = select.map_or(x.rows, <[u32]>::len);
         let source = |row: usize| select.map_or(row, |s| s[row] as usize);
         assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
-        let out = out.reset(rows, x.width, form);
-        self.copy_rows(&x.data, (rows, &source), out);
+        let target = out.reset(rows, x.width, form);
+        self.copy_rows(&x.data, (rows, &source), target);
+        out.level(self.isa, &mut self.pool);
     }
 
     fn rms_norm_in_place(&mut self, x: &mut Matrix, columns: Range<usize>, weight: &Buffer<f32>, eps: f32) {
@@ -525,15 +529,16 @@ impl Backend for CpuBackend {
         let rows = select.map_or(x.rows, <[u32]>::len);
         let source = |row: usize| select.map_or(row, |s| s[row] as usize);
         assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
-        let out = out.reset(rows, x.width, form);
+        let target = out.reset(rows, x.width, form);
         let isa = self.isa;
         self.for_rows(rows, &|rows| {
             for row in rows {
                 let x = &x.data[source(row) * x.width..][..x.width];
                 // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
-                unsafe { norm::layer_norm_row(isa, x, (weight, bias.map(|b| &b[..])), eps, (row, out)) }
+                unsafe { norm::layer_norm_row(isa, x, (weight, bias.map(|b| &b[..])), eps, (row, target)) }
             }
         });
+        out.level(isa, &mut self.pool);
     }
 
     fn add_bias(&mut self, x: &mut Matrix, bias: &Buffer<f32>) {

@@ -4,20 +4,29 @@
 //! so that a kernel's tile of rows is a run of constant offsets:
 //!
 //! ```text
-//! q      [block][group][16 rows][32]   i8
-//! scale  [block][group][16 rows]       f32   x ≈ scale · q
-//! sum    [block][group][16 rows]       f32   scale · Σ q, for weights with a minimum
-//! bias   [block][group][16 rows]       i32   −128 · Σ q, for weight codes stored plus 128
+//! q      [block][two groups][16 rows][64]     i8    column 4j + b of group h is byte
+//!                                                   16 (j mod 4) + 8 ⌊j / 4⌋ + 4h + b
+//! scale  [block][group][16 rows]              f32   x ≈ scale · q
+//! sum    [block][group][16 rows]              f32   scale · Σ q, for weights with a minimum
+//! bias   [block][two groups][16 rows][2]      i32   −8 · Σ q, for weight codes stored plus 8
+//! ```
+//!
+//! Linear layers multiply scales as whole numbers, so those of [`SPAN`] groups are brought to one unit once all of them are
+//! there:
+//!
+//! ```text
+//! words  [block][two groups][2][16 rows][2]   i16   scale ≈ unit · word; and the same of sums
+//! units  [block][span][2][16 rows]            f32   see `paired.rs`; those of sums are powers of two
 //! ```
 //!
 //! The shifted form, for weights of 8 bits, spends all codes between the least and the largest value of a group: few groups
 //! lie evenly about zero, those with an outlier least of all, and the error is a third. It lies the same way:
 //!
 //! ```text
-//! q      [block][group][16 rows][32]   i8
-//! scale  [block][group][16 rows]       f32   x ≈ scale · (q + shift)
-//! shift  [block][group][16 rows]       i32
-//! bias   [block][group][16 rows]       i32   −128 · Σ (q + shift)
+//! q      [block][group][16 rows][32]          i8
+//! scale  [block][group][16 rows]              f32   x ≈ scale · (q + shift)
+//! shift  [block][group][16 rows]              i32
+//! bias   [block][group][16 rows]              i32   −128 · Σ (q + shift)
 //! ```
 //!
 //! The bf16 form, rounded to nearest even, lies the same way; what its last group lacks in columns is zero. Where products
@@ -27,9 +36,11 @@
 //! brain  [block][group][16 rows][32]   bf16 or f32: `Simd::Rounded`
 //! ```
 
-use super::simd::{LANES, Simd};
+use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::memory::{Buffer, Shared};
 use crate::packed::GROUP;
+use crate::paired::{SPAN, WORD_MAX, WORDS_MAX};
+use crate::pool::Pool;
 use half::bf16;
 use std::mem::MaybeUninit;
 
@@ -41,6 +52,9 @@ pub(super) const SIXTEEN: usize = LANES;
 
 /// Groups of smaller values are zeros: the reciprocal of their scale would not be finite.
 const AMAX_MIN: f32 = 1e-30;
+
+/// Below every scale and sum but zero, with a finite reciprocal.
+const SMALLEST: f32 = 1e-33;
 
 /// What a linear layer multiplies with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,6 +101,8 @@ pub struct Rows {
     pub(crate) scale: Buffer<f32>,
     pub(crate) sum: Buffer<f32>,
     pub(crate) bias: Buffer<i32>,
+    pub(crate) words: Buffer<i16>,
+    pub(crate) units: Buffer<f32>,
     pub(crate) shifted: Shifted,
     pub(crate) values: Buffer<f32>,
     pub(crate) brain: Buffer<f32>,
@@ -106,12 +122,16 @@ impl Rows {
     pub(crate) fn reset(&mut self, rows: usize, cols: usize, form: Form) -> RowsOut {
         (self.rows, self.cols, self.form) = (rows, cols, form);
         debug_assert!(!form.grouped() || cols.is_multiple_of(GROUP));
-        let places = rows.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * (cols / GROUP);
+        let block_rows = rows.next_multiple_of(BLOCK_ROWS);
+        let places = block_rows * (cols / GROUP);
         if form.q8 {
-            self.q.reserve(places * GROUP);
+            let pairs = block_rows * (cols / GROUP).div_ceil(2);
+            self.q.reserve(pairs * 2 * GROUP);
             self.scale.reserve(places);
             self.sum.reserve(places);
-            self.bias.reserve(places);
+            self.bias.reserve(pairs * 2);
+            self.words.reserve(pairs * 4);
+            self.units.reserve(block_rows * (cols / GROUP).div_ceil(SPAN) * 2);
         }
         if form.shifted {
             self.shifted.q.reserve(places * GROUP);
@@ -123,7 +143,7 @@ impl Rows {
             self.values.reserve(rows * cols);
         }
         if form.bf16 {
-            self.brain.reserve(rows.div_ceil(BLOCK_ROWS) * BLOCK_ROWS * cols.div_ceil(GROUP) * GROUP);
+            self.brain.reserve(block_rows * cols.div_ceil(GROUP) * GROUP);
         }
         RowsOut {
             cols,
@@ -140,6 +160,87 @@ impl Rows {
             },
             values: Shared::new(&mut self.values),
             brain: Shared::new(&mut self.brain),
+        }
+    }
+}
+
+impl Rows {
+    /// Brings scales and sums to their spans' units. Linear layers may read rows of 8 bits only then.
+    pub(crate) fn level(&mut self, isa: Isa, pool: &mut Pool) {
+        if !self.form.q8 {
+            return;
+        }
+        let groups = self.cols / GROUP;
+        let level = &Level {
+            groups,
+            scale: &self.scale,
+            sum: &self.sum,
+            words: Shared::new(&mut self.words),
+            units: Shared::new(&mut self.units),
+        };
+        let blocks = self.rows.div_ceil(BLOCK_ROWS);
+        // SAFETY: the ISA was detected, `reset` made room for all blocks, and each belongs to one chunk.
+        let one = |block: usize| unsafe { dispatch!(isa, fn level_block(level: &Level<'_>, block: usize)) };
+        if blocks * groups < LEVEL_APART { (0..blocks).for_each(one) } else { pool.run(blocks, &one) }
+    }
+}
+
+/// Groups of blocks that one thread levels sooner than it calls others.
+const LEVEL_APART: usize = 2048;
+
+struct Level<'a> {
+    groups: usize,
+    scale: &'a [f32],
+    sum: &'a [f32],
+    words: Shared<i16>,
+    units: Shared<f32>,
+}
+
+/// [`Rows::level`] for the 16 rows of a block, a lane each.
+#[inline(always)]
+unsafe fn level_block<S: Simd>(level: &Level<'_>, block: usize) {
+    let groups = level.groups;
+    // SAFETY: all groups of the block are inside the buffers, and nobody else writes them.
+    unsafe {
+        for span in 0..groups.div_ceil(SPAN) {
+            let first = span * SPAN;
+            let some = (groups - first).min(SPAN);
+            // What an odd number of groups lacks is zero.
+            let (mut scale, mut sum) = ([S::zero(); SPAN], [S::zero(); SPAN]);
+            let (mut largest, mut total) = ([S::splat(SMALLEST); 2], [S::splat(SMALLEST); 2]);
+            for g in 0..some {
+                let at = (block * groups + first + g) * BLOCK_ROWS;
+                scale[g] = S::load(level.scale.as_ptr().add(at));
+                sum[g] = S::load(level.sum.as_ptr().add(at));
+                for (i, value) in [scale[g], S::abs(sum[g])].into_iter().enumerate() {
+                    largest[i] = S::max(largest[i], value);
+                    total[i] = S::add(total[i], value);
+                }
+            }
+            let (one, all) = (1.0 / WORD_MAX, 1.0 / WORDS_MAX);
+            // Values end below twice their power of two; with what rounding adds to each word, all stay below their bound.
+            let higher = S::mul(total[1], S::splat(1.0 + 1.0 / 4096.0));
+            let units = [
+                S::max(S::mul(largest[0], S::splat(one)), S::mul(total[0], S::splat(all))),
+                S::max(
+                    S::mul(S::power(largest[1]), S::splat(2.0 * one)),
+                    S::mul(S::power(higher), S::splat(2.0 * all)),
+                ),
+            ];
+            let mut inverse = [S::splat(1.0); 2];
+            for i in 0..2 {
+                inverse[i] = S::div(inverse[i], units[i]);
+            }
+            let at = (block * groups.div_ceil(SPAN) + span) * 2 * BLOCK_ROWS;
+            S::store(level.units.at(at), units[0]);
+            S::store(level.units.at(at + BLOCK_ROWS), units[1]);
+            for pair in 0..some.div_ceil(2) {
+                let at = (block * groups.div_ceil(2) + first / 2 + pair) * 4 * BLOCK_ROWS;
+                for (i, values) in [&scale, &sum].into_iter().enumerate() {
+                    let [even, odd] = [0, 1].map(|h| S::mul(values[2 * pair + h], inverse[i]));
+                    S::store_words(level.words.at(at + i * 2 * BLOCK_ROWS), even, odd);
+                }
+            }
         }
     }
 }
@@ -246,13 +347,13 @@ struct ShiftedOut {
 /// Groups of any rows on their way to the 8-bit forms, in which sixteen are put at once.
 pub(crate) struct Batch {
     values: MaybeUninit<[[f32; GROUP]; SIXTEEN]>,
-    places: [usize; SIXTEEN],
+    places: [Place; SIXTEEN],
     len: usize,
 }
 
 impl Batch {
     pub(crate) fn new() -> Batch {
-        Batch { values: MaybeUninit::uninit(), places: [0; SIXTEEN], len: 0 }
+        Batch { values: MaybeUninit::uninit(), places: [Place::default(); SIXTEEN], len: 0 }
     }
 
     #[inline(always)]
@@ -294,22 +395,53 @@ impl Batch {
     }
 }
 
-impl RowsOut {
-    /// Where a group of a row lies among all groups; the next one of the row is [`BLOCK_ROWS`] further on.
+/// Where a group of a row lies.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// Among all groups.
+    group: usize,
+    /// Among all that lie two by two: even ones are the first of two.
+    half: usize,
+}
+
+impl Place {
+    /// Where group `group` of the row lies whose first one is here.
     #[inline(always)]
-    fn place(&self, row: usize, group: usize) -> usize {
-        (row / BLOCK_ROWS * (self.cols / GROUP) + group) * BLOCK_ROWS + row % BLOCK_ROWS
+    fn after(self, group: usize) -> Place {
+        let half = self.half + group / 2 * 2 * BLOCK_ROWS + group % 2;
+        Place { group: self.group + group * BLOCK_ROWS, half }
     }
 
-    /// Codes, scale and bias of a group that was put.
+    #[inline(always)]
+    fn codes(self) -> usize {
+        self.half / 2 * 2 * GROUP
+    }
+}
+
+impl RowsOut {
+    #[inline(always)]
+    fn place(&self, row: usize, group: usize) -> Place {
+        let (block, lane, groups) = (row / BLOCK_ROWS, row % BLOCK_ROWS, self.cols / GROUP);
+        let pairs = block * groups.div_ceil(2) * BLOCK_ROWS + lane;
+        Place { group: block * groups * BLOCK_ROWS + lane, half: 2 * pairs }.after(group)
+    }
+
+    /// Codes, scale and sum of codes of a group that was put. Four codes are together: see [`RowsOut::quad`].
     ///
     /// # Safety
     /// The group was written, and nobody writes it.
     #[inline(always)]
     pub(crate) unsafe fn group(&self, row: usize, group: usize) -> (*const i8, f32, i32) {
         let place = self.place(row, group);
+        let codes = place.codes() + 4 * (place.half % 2);
         // SAFETY: by the contract above.
-        unsafe { (self.q.at(place * GROUP), *self.scale.at(place), *self.bias.at(place)) }
+        unsafe { (self.q.at(codes), *self.scale.at(place.group), *self.bias.at(place.half) / -8) }
+    }
+
+    /// Where codes `4 * quad..` of a group are, from its first one.
+    #[inline(always)]
+    pub(crate) fn quad(quad: usize) -> usize {
+        16 * (quad % 4) + 8 * (quad / 4)
     }
 
     /// Writes columns `first..first + len` of `row` from `x`; with an 8-bit form both are multiples of 32.
@@ -325,8 +457,9 @@ impl RowsOut {
             if !self.form.grouped() {
                 return;
             }
-            let (mut g, all, place) = (0, len / GROUP, self.place(row, first / GROUP));
-            let at = |g: usize| place + g * BLOCK_ROWS;
+            let (mut g, all) = (0, len / GROUP);
+            let row = self.place(row, 0);
+            let at = |g: usize| row.after(first / GROUP + g);
             while g + SIXTEEN <= all {
                 self.put_sixteen::<S>(x.add(g * GROUP), &std::array::from_fn(|i| at(g + i)));
                 g += SIXTEEN;
@@ -342,17 +475,17 @@ impl RowsOut {
     /// # Safety
     /// As for [`RowsOut::put`].
     #[inline(always)]
-    unsafe fn put_group<S: Simd>(&self, x: *const f32, place: usize) {
+    unsafe fn put_group<S: Simd>(&self, x: *const f32, place: Place) {
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
             if self.form.shifted {
-                self.put_shifted::<S>(place, x);
+                self.put_shifted::<S>(place.group, x);
             }
             if !self.form.q8 {
                 return;
             }
             let group: Quantised<S> = quantise::<S, false>(x);
-            group.store(self.q.at(place * GROUP));
+            S::store_half(self.q.at(place.codes()), group.codes, place.half % 2);
             // Whole numbers below 2^12: the sum is exact in any order.
             let sum = S::reduce_add(S::add(group.codes[0], group.codes[1]));
             self.put_scale(place, group.scale, sum);
@@ -389,7 +522,8 @@ impl RowsOut {
                 self.put_floats::<S>(row + i, first, x.add(i * GROUP), GROUP);
             }
             let place = self.place(row, first / GROUP);
-            self.put_sixteen::<S>(x, &std::array::from_fn(|i| place + i));
+            let at = |i: usize| Place { group: place.group + i, half: place.half + 2 * i };
+            self.put_sixteen::<S>(x, &std::array::from_fn(at));
         }
     }
 
@@ -399,12 +533,12 @@ impl RowsOut {
     /// # Safety
     /// As for [`RowsOut::put`].
     #[inline(always)]
-    unsafe fn put_sixteen<S: Simd>(&self, x: *const f32, places: &[usize; SIXTEEN]) {
+    unsafe fn put_sixteen<S: Simd>(&self, x: *const f32, places: &[Place; SIXTEEN]) {
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
             if self.form.shifted {
                 for (g, &place) in places.iter().enumerate() {
-                    self.put_shifted::<S>(place, x.add(g * GROUP));
+                    self.put_shifted::<S>(place.group, x.add(g * GROUP));
                 }
             }
             if !self.form.q8 {
@@ -421,12 +555,21 @@ impl RowsOut {
                 (*scale, *inverse) = scale_and_inverse(*scale);
             }
             let mut sums = [S::zero(); SIXTEEN];
-            for g in 0..SIXTEEN {
-                let (x, inverse) = (x.add(g * GROUP), S::splat(inverses[g]));
-                let code = [S::mul(S::load(x), inverse), S::mul(S::load(x.add(LANES)), inverse)];
-                let codes = [S::round(code[0]), S::round(code[1])];
-                Quantised::<S> { codes, scale: scales[g] }.store(self.q.at(places[g] * GROUP));
-                sums[g] = S::add(codes[0], codes[1]);
+            for g in (0..SIXTEEN).step_by(2) {
+                let mut codes = [[S::zero(); 2]; 2];
+                for (half, codes) in codes.iter_mut().enumerate() {
+                    let (x, inverse) = (x.add((g + half) * GROUP), S::splat(inverses[g + half]));
+                    let code = [S::mul(S::load(x), inverse), S::mul(S::load(x.add(LANES)), inverse)];
+                    *codes = [S::round(code[0]), S::round(code[1])];
+                    sums[g + half] = S::add(codes[0], codes[1]);
+                }
+                let (first, second) = (places[g], places[g + 1]);
+                if first.half.is_multiple_of(2) && second.half == first.half + 1 {
+                    S::store_pair(self.q.at(first.codes()), codes[0], codes[1]);
+                } else {
+                    S::store_half(self.q.at(first.codes()), codes[0], first.half % 2);
+                    S::store_half(self.q.at(second.codes()), codes[1], second.half % 2);
+                }
             }
             // Whole numbers below 2^12: the sums are exact in any order.
             let mut totals = [0.0_f32; SIXTEEN];
@@ -442,12 +585,12 @@ impl RowsOut {
     /// # Safety
     /// The place is inside what `reset` made room for, and no other thread writes it.
     #[inline(always)]
-    unsafe fn put_scale(&self, place: usize, scale: f32, sum: f32) {
+    unsafe fn put_scale(&self, place: Place, scale: f32, sum: f32) {
         // SAFETY: by the contract above.
         unsafe {
-            *self.scale.at(place) = scale;
-            *self.sum.at(place) = scale * sum;
-            *self.bias.at(place) = -128 * sum as i32;
+            *self.scale.at(place.group) = scale;
+            *self.sum.at(place.group) = scale * sum;
+            *self.bias.at(place.half) = -8 * sum as i32;
         }
     }
 

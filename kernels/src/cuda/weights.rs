@@ -39,6 +39,7 @@ impl Kind {
     fn of(layout: &Layout) -> Kind {
         match layout {
             Layout::Four { .. } => Kind::Four,
+            Layout::Paired(_) => unreachable!("only the CPU has 4-bit weights in pairs"),
             Layout::Eight { .. } => Kind::Eight,
             Layout::Half(_) => Kind::Half,
             Layout::Brain(_) => Kind::Brain,
@@ -89,6 +90,7 @@ fn upload_one(device: &Device, kind: Kind, parts: &[Packed]) -> Weights {
                     scales.extend((0..TILE_ROWS).flat_map(|r| [group[r], group[TILE_ROWS + r]]));
                 }
             }
+            Layout::Paired(_) => unreachable!("only the CPU has 4-bit weights in pairs"),
             Layout::Eight { codes: from, scales: of } => {
                 // Stored plus 128; signed here.
                 codes.extend(fragments(from, 8, 0x8080_8080));

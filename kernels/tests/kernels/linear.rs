@@ -62,16 +62,16 @@ fn against_reference(case: &Case, operands: &Operands, dtype: RowDtype, given: &
     for stored in case.stored(operands) {
         let weights = reference::weights(stored);
         for (token, x) in operands.x.chunks_exact(case.cols).enumerate() {
-            let x = if stored.dtype == Dtype::BF16 && dtype == RowDtype::Bf16 {
-                reference::round_bf16(x).into_iter().map(f64::from).collect()
-            } else if is_float(stored.dtype) {
-                x.iter().map(|&x| f64::from(x)).collect()
-            } else if matches!(stored.dtype, Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K) {
-                reference::quantize_row(x)
-            } else {
-                reference::shift_row(x)
+            let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+            let sums = match stored.dtype {
+                Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => reference::linear_four(stored, x),
+                Dtype::BF16 if dtype == RowDtype::Bf16 => {
+                    reference::linear(&weights, &wide(&reference::round_bf16(x)))
+                }
+                other if is_float(other) => reference::linear(&weights, &wide(x)),
+                _ => reference::linear(&weights, &reference::shift_row(x)),
             };
-            for (row, expected) in reference::linear(&weights, &x).into_iter().enumerate() {
+            for (row, expected) in sums.into_iter().enumerate() {
                 let value = f64::from(given[token * width + first + row]);
                 let error = (value - expected.value).abs();
                 if error.is_nan() || error > TOLERANCE * expected.magnitude {
@@ -159,6 +159,32 @@ fn layers_of_any_shape_and_mixture_are_the_same_everywhere() {
         let result = TestRunner::new(cases(32))
             .run(&strategy, |case| check(&mut backends.borrow_mut(), &case).map_err(TestCaseError::fail));
         result.unwrap_or_else(|e| panic!("{dtype:?}: {e}"));
+    }
+}
+
+/// Scales as words cost little beside what 8-bit activations do, even where single values are ten thousand times the others.
+#[test]
+fn words_for_scales_are_lost_in_the_rounding_of_activations() {
+    let mut numbers = Numbers(17);
+    for dtype in [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4_K] {
+        let (rows, cols, tokens) = (64, 1536, 8);
+        let data = stored_bytes(dtype, rows, cols, &mut numbers);
+        let stored = Stored { dtype, rows, cols, data: &data };
+        let weights = reference::weights(stored);
+        let (mut by_words, mut by_rounding) = (0.0, 0.0);
+        for _ in 0..tokens {
+            let x = numbers.activations(cols);
+            let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            let exact = reference::linear(&weights, &exact);
+            let rounded = reference::linear(&weights, &reference::quantize_row(&x));
+            for ((word, rounded), exact) in reference::linear_four(stored, &x).iter().zip(rounded).zip(exact) {
+                by_words += (word.value - rounded.value).powi(2);
+                by_rounding += (rounded.value - exact.value).powi(2);
+            }
+        }
+        let share = (by_words / by_rounding).sqrt();
+        println!("{}: {share:.4} of the rounding's error", dtype.name());
+        assert!(share < 0.1, "{}: {share}", dtype.name());
     }
 }
 
@@ -297,7 +323,8 @@ fn packed_sizes_are_what_the_layouts_say() {
         let bits = match dtype {
             Dtype::F32 => 32.0,
             Dtype::F16 | Dtype::BF16 => 16.0,
-            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => 5.0,
+            // And two units a row.
+            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => 5.0 + 64.0 / 512.0,
             _ => 8.5,
         };
         assert_eq!(layer.bytes() as f64 * 8.0 / (32.0 * 512.0), bits, "{dtype:?}");

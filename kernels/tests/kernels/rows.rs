@@ -10,6 +10,7 @@ use rill_kernels::{
 };
 
 const Q8: Form = Form::Q8.and(Form::SHIFTED);
+const FOUR: [Dtype; 3] = [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4_K];
 
 /// The identity in 8-bit weights: reads the shifted form, each value scale · (q + shift).
 fn identity_q8(backend: &mut CpuBackend, width: usize) -> Linear {
@@ -25,19 +26,17 @@ fn identity_q8(backend: &mut CpuBackend, width: usize) -> Linear {
         .expect("sound weights")
 }
 
-/// The identity in 4-bit weights: reads the form about zero.
-fn identity_q4(backend: &mut CpuBackend, width: usize) -> Linear {
+/// The identity in 4-bit weights, in which code 8 is zero: reads the form about zero.
+fn identity_q4(width: usize) -> Vec<u8> {
     let mut data = Vec::new();
     for row in 0..width {
         for group in 0..width / 32 {
-            data.extend([0, 0x3c, 0, 0]);
-            let code = |i: usize| u8::from(group * 32 + i == row);
+            data.extend([0, 0x3c]);
+            let code = |i: usize| 8 + u8::from(group * 32 + i == row);
             data.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
         }
     }
-    backend
-        .load_linear(&[Stored { dtype: Dtype::Q4_1, rows: width, cols: width, data: &data }])
-        .expect("sound weights")
+    data
 }
 
 /// Rows whose values are all the same, read as that value whatever it is: the sum over 16 columns of 1/16.
@@ -62,15 +61,30 @@ fn quantised_rows_are_the_definitions() {
             // A group whose largest value is negative, and ties between codes.
             x[..32].copy_from_slice(&std::array::from_fn::<f32, 32, _>(|i| i as f32 * 0.5 - 127.0));
             let input = rows(backend, &x, width);
-            type Definition = fn(&[f32]) -> Vec<f64>;
-            let both: [(Linear, Definition); 2] = [
-                (identity_q8(backend, width), reference::shift_row),
-                (identity_q4(backend, width), reference::quantize_row),
-            ];
-            for (layer, definition) in both {
-                let given = product(backend, &layer, &input);
-                let expected: Vec<f32> = x.chunks_exact(width).flat_map(definition).map(|x| x as f32).collect();
-                assert_eq!(given, expected, "{count} × {width}, {}", describe(backend));
+            let layer = identity_q8(backend, width);
+            let given = product(backend, &layer, &input);
+            let expected: Vec<f32> =
+                x.chunks_exact(width).flat_map(reference::shift_row).map(|x| x as f32).collect();
+            assert_eq!(given, expected, "{count} × {width}, {}", describe(backend));
+
+            let data = identity_q4(width);
+            let stored = Stored { dtype: Dtype::Q4_0, rows: width, cols: width, data: &data };
+            let layer = backend.load_linear(&[stored]).expect("sound weights");
+            let given = product(backend, &layer, &input);
+            for (x, given) in x.chunks_exact(width).zip(given.chunks_exact(width)) {
+                let (exact, sums) = (reference::quantize_row(x), reference::linear_four(stored, x));
+                for (i, &given) in given.iter().enumerate() {
+                    let (given, sum) = (f64::from(given), sums[i]);
+                    assert!((given - sum.value).abs() <= 1e-6 * sum.magnitude, "{given:e}, not {sum:?}");
+                    // A scale is kept to 2^-13 of the largest of eight groups, and so are both sides' product.
+                    let span = &x[i / 256 * 256..(i / 256 * 256 + 256).min(width)];
+                    let largest = span.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+                    assert!(
+                        (given - exact[i]).abs() <= f64::from(largest) / 4096.0,
+                        "{given:e}, not {:e}",
+                        exact[i]
+                    );
+                }
             }
             assert_eq!(read(backend, &input, width), x, "the f32 form, {}", describe(backend));
         }
@@ -123,8 +137,12 @@ fn embedding_reads_the_stored_row() {
                 let given = backend.read(&out, 0..ids.len());
                 for (row, &id) in given.chunks_exact(cols).zip(&ids) {
                     let at = id as usize * cols;
+                    // 4-bit grids are kept in words of 15 bits of the row's largest.
+                    let most = packed[at..at + cols].iter().fold(0.0_f64, |m, x| m.max(x.magnitude)) as f32;
+                    let off = if FOUR.contains(&dtype) { most * 2.0_f32.powi(-14) * scale } else { 0.0 };
                     for (i, &x) in row.iter().enumerate() {
-                        assert_eq!(x, packed[at + i].value as f32 * scale, "{dtype:?} row {id} column {i}");
+                        let expected = packed[at + i].value as f32 * scale;
+                        assert!((x - expected).abs() <= off, "{dtype:?} row {id} column {i}: {x}, not {expected}");
                         // What repacking may cost: half a step of an 8-bit grid, nothing where the grid is the type's.
                         let group = &plain[at + i / 32 * 32..][..32];
                         let amax = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));

@@ -109,9 +109,10 @@ impl Cached for Int8 {
                 let mut q_scale = [0.0; R];
                 let mut dots = [[S::isplat(0); P]; R];
                 for r in 0..R {
-                    let (codes, scale, bias) = self.queries.group(query + r, g);
+                    let (codes, scale, sum) = self.queries.group(query + r, g);
                     (q[r], q_scale[r]) = (codes.cast(), scale);
-                    dots[r] = [S::isplat(bias); P];
+                    // Keys are stored plus 128.
+                    dots[r] = [S::isplat(-128 * sum); P];
                 }
                 for i in 0..GROUP / 4 {
                     let at = (g * GROUP / 4 + i) * 4 * LANES;
@@ -123,7 +124,7 @@ impl Cached for Int8 {
                         S::prefetch(values[p].add(at).cast());
                     }
                     for r in 0..R {
-                        let q = S::splat_b(q[r].add(4 * i));
+                        let q = S::splat_b(q[r].add(RowsOut::quad(i)));
                         for p in 0..P {
                             dots[r][p] = S::dot(dots[r][p], k[p], q);
                         }

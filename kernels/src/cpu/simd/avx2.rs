@@ -221,6 +221,31 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         _mm_storeu_si128(p.cast(), bytes);
     }
     #[inline(always)]
+    unsafe fn store_pair(p: *mut i8, a: [Self::F; 2], b: [Self::F; 2]) {
+        let both = |a, b| _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+        let low = _mm256_packs_epi16(both(a[0].0, b[0].0), both(a[1].0, b[1].0));
+        let high = _mm256_packs_epi16(both(a[0].1, b[0].1), both(a[1].1, b[1].1));
+        Self::store_b(p.cast(), Two(low, high))
+    }
+    #[inline(always)]
+    unsafe fn store_words(p: *mut i16, even: Self::F, odd: Self::F) {
+        let one = |even, odd| {
+            let odd = _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(odd));
+            _mm256_blend_epi16::<0xaa>(_mm256_cvtps_epi32(even), odd)
+        };
+        Self::store_b(p.cast(), Two(one(even.0, odd.0), one(even.1, odd.1)))
+    }
+    #[inline(always)]
+    unsafe fn power(v: Self::F) -> Self::F {
+        let exponent = _mm256_castsi256_ps(_mm256_set1_epi32(0x7f80_0000));
+        Two(_mm256_and_ps(v.0, exponent), _mm256_and_ps(v.1, exponent))
+    }
+    #[inline(always)]
+    unsafe fn isplat_two(p: *const i32) -> Self::I {
+        let two = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
+        Two(two, two)
+    }
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> Self::I {
         Two(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
     }
@@ -244,6 +269,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         both!(_mm256_cvtepi32_ps(v))
     }
     #[inline(always)]
+    unsafe fn words(a: Self::I, b: Self::I) -> Self::B {
+        both!(_mm256_packs_epi32(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul_words(a: Self::B, b: Self::B) -> Self::B {
+        both!(_mm256_mulhrs_epi16(a, b))
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I {
+        let one = |acc, a, b| _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+        Two(one(acc.0, a.0, b.0), one(acc.1, a.1, b.1))
+    }
+    #[inline(always)]
     unsafe fn load_b(p: *const u8) -> Self::B {
         Two(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()))
     }
@@ -256,6 +294,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn splat_b(p: *const u8) -> Self::B {
         let four = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
         Two(four, four)
+    }
+    #[inline(always)]
+    unsafe fn splat_two(p: *const u8) -> Self::B {
+        Self::isplat_two(p.cast())
     }
     #[inline(always)]
     unsafe fn low_nibbles(v: Self::B) -> Self::B {

@@ -2,6 +2,7 @@
 
 use super::portable::EXP2;
 use super::{LANES, Simd};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
@@ -130,6 +131,19 @@ impl PairProducts for Wide {
     unsafe fn dot_pairs(acc: __m512, a: Self::Pairs, b: Self::Pairs) -> __m512 {
         _mm512_fmadd_ps(a.0, b.0, _mm512_fmadd_ps(a.1, b.1, acc))
     }
+}
+
+/// `vpdpwssd`, which the compiler makes two instructions of where it is free to.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot_words(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    let mut sum = acc;
+    // SAFETY: AVX-512 VNNI is available where `Avx512` is used; only the named registers are touched.
+    unsafe {
+        asm!("vpdpwssd {sum}, {a}, {b}", sum = inout(zmm_reg) sum, a = in(zmm_reg) a, b = in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }
 
 /// Lane `i` of the result is what `op` makes of all lanes of `v[i]`. Macros and not closures: those are compiled without the
@@ -308,8 +322,34 @@ impl<P: PairProducts> Simd for Avx512<P> {
         _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
     }
     #[inline(always)]
+    unsafe fn store_pair(p: *mut i8, a: [Self::F; 2], b: [Self::F; 2]) {
+        let both = |i: usize| _mm512_packs_epi32(_mm512_cvtps_epi32(a[i]), _mm512_cvtps_epi32(b[i]));
+        _mm512_storeu_si512(p.cast(), _mm512_packs_epi16(both(0), both(1)))
+    }
+    #[inline(always)]
+    unsafe fn store_half(p: *mut i8, v: [Self::F; 2], half: usize) {
+        let twice = |i: usize| {
+            let words = _mm512_cvtps_epi32(v[i]);
+            _mm512_packs_epi32(words, words)
+        };
+        _mm512_mask_storeu_epi32(p.cast(), 0x5555 << half, _mm512_packs_epi16(twice(0), twice(1)))
+    }
+    #[inline(always)]
+    unsafe fn store_words(p: *mut i16, even: Self::F, odd: Self::F) {
+        let odd = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(odd));
+        _mm512_storeu_si512(p.cast(), _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_cvtps_epi32(even), odd))
+    }
+    #[inline(always)]
+    unsafe fn power(v: Self::F) -> Self::F {
+        _mm512_and_ps(v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7f80_0000)))
+    }
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> Self::I {
         _mm512_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn isplat_two(p: *const i32) -> Self::I {
+        _mm512_set1_epi64(p.cast::<i64>().read_unaligned())
     }
     #[inline(always)]
     unsafe fn load_i(p: *const i32) -> Self::I {
@@ -322,11 +362,23 @@ impl<P: PairProducts> Simd for Avx512<P> {
     #[inline(always)]
     unsafe fn mul_add_i16(a: Self::I, b: Self::I, c: Self::I) -> Self::I {
         // The upper half of every lane of `a` is zero.
-        _mm512_dpwssd_epi32(c, a, b)
+        dot_words(c, a, b)
     }
     #[inline(always)]
     unsafe fn to_f(v: Self::I) -> Self::F {
         _mm512_cvtepi32_ps(v)
+    }
+    #[inline(always)]
+    unsafe fn words(a: Self::I, b: Self::I) -> Self::B {
+        _mm512_packs_epi32(a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul_words(a: Self::B, b: Self::B) -> Self::B {
+        _mm512_mulhrs_epi16(a, b)
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I {
+        dot_words(acc, a, b)
     }
     #[inline(always)]
     unsafe fn load_b(p: *const u8) -> Self::B {
@@ -339,6 +391,10 @@ impl<P: PairProducts> Simd for Avx512<P> {
     #[inline(always)]
     unsafe fn splat_b(p: *const u8) -> Self::B {
         _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn splat_two(p: *const u8) -> Self::B {
+        _mm512_set1_epi64(p.cast::<i64>().read_unaligned())
     }
     #[inline(always)]
     unsafe fn low_nibbles(v: Self::B) -> Self::B {

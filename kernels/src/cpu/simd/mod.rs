@@ -212,7 +212,37 @@ pub(crate) trait Simd: Copy + 'static {
     /// Rounds to nearest even and writes 16 unsigned bytes; lanes must be within [0, 255].
     unsafe fn store_u8(p: *mut u8, v: Self::F);
 
+    /// Writes two groups of 32 signed bytes as [`Simd::store_i8`] does, in pieces of four: [0 of `a`, 0 of `b`, 4 of `a`, 4 of
+    /// `b`, 1 of `a`, 1 of `b`, 5 of `a`, …].
+    #[inline(always)]
+    unsafe fn store_pair(p: *mut i8, a: [Self::F; 2], b: [Self::F; 2]) {
+        // SAFETY: forwarded.
+        unsafe {
+            Self::store_half(p, a, 0);
+            Self::store_half(p, b, 1);
+        }
+    }
+    /// The same of one of the two; the other's bytes are left alone.
+    #[inline(always)]
+    unsafe fn store_half(p: *mut i8, v: [Self::F; 2], half: usize) {
+        let mut bytes = [0; 2 * LANES];
+        // SAFETY: 32 bytes, and as many places.
+        unsafe {
+            Self::store_i8(bytes.as_mut_ptr(), v[0]);
+            Self::store_i8(bytes.as_mut_ptr().add(LANES), v[1]);
+            for (i, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
+                p.add(16 * (i % 4) + 8 * (i / 4) + 4 * half).cast::<[i8; 4]>().write_unaligned(*four);
+            }
+        }
+    }
+    /// Rounds to nearest even and writes 16 pairs of words, of an even lane and an odd one; all must be within [-2^15, 2^15).
+    unsafe fn store_words(p: *mut i16, even: Self::F, odd: Self::F);
+    /// The power of two at or below the size of every lane; 0 for what is smaller than normal.
+    unsafe fn power(v: Self::F) -> Self::F;
+
     unsafe fn isplat(x: i32) -> Self::I;
+    /// Reads two i32 into every two lanes.
+    unsafe fn isplat_two(p: *const i32) -> Self::I;
     /// Reads 16 i32.
     unsafe fn load_i(p: *const i32) -> Self::I;
     /// Writes 16 i32.
@@ -220,6 +250,12 @@ pub(crate) trait Simd: Copy + 'static {
     /// `a * b + c` where lanes of `a` are within [0, 2^15) and those of `b` within [-2^15, 2^15).
     unsafe fn mul_add_i16(a: Self::I, b: Self::I, c: Self::I) -> Self::I;
     unsafe fn to_f(v: Self::I) -> Self::F;
+    /// Lanes of `a` and `b` as 16-bit words, four of `a` and then the same four of `b`; all must be within [-2^15, 2^15).
+    unsafe fn words(a: Self::I, b: Self::I) -> Self::B;
+    /// Per word, the product over 2^15, rounded to nearest, halves up; words of `b` must not be -2^15.
+    unsafe fn mul_words(a: Self::B, b: Self::B) -> Self::B;
+    /// Per lane, `acc` plus the dot product of two words of `a` and two of `b`.
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
 
     /// Has the line at `p`, which may be any address, brought near.
     unsafe fn prefetch(p: *const u8);
@@ -229,6 +265,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_b(p: *mut u8, v: Self::B);
     /// Reads 4 bytes into every lane.
     unsafe fn splat_b(p: *const u8) -> Self::B;
+    /// Reads 8 bytes into every two lanes.
+    unsafe fn splat_two(p: *const u8) -> Self::B;
     /// Low four bits of every byte.
     unsafe fn low_nibbles(v: Self::B) -> Self::B;
     /// High four bits of every byte, shifted down.

@@ -224,6 +224,23 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         Self::store_i8(p.cast(), v);
     }
     #[inline(always)]
+    unsafe fn store_words(p: *mut i16, even: Self::F, odd: Self::F) {
+        for i in 0..4 {
+            let odd = vshlq_n_s32::<16>(vcvtnq_s32_f32(odd[i]));
+            let mask = vdupq_n_u32(0xffff_0000);
+            vst1q_s32(p.add(8 * i).cast(), vbslq_s32(mask, odd, vcvtnq_s32_f32(even[i])));
+        }
+    }
+    #[inline(always)]
+    unsafe fn power(v: Self::F) -> Self::F {
+        let exponent = vdupq_n_u32(0x7f80_0000);
+        from_fn(|i| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v[i]), exponent)))
+    }
+    #[inline(always)]
+    unsafe fn isplat_two(p: *const i32) -> Self::I {
+        [vreinterpretq_s32_s64(vdupq_n_s64(p.cast::<i64>().read_unaligned())); 4]
+    }
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> Self::I {
         [vdupq_n_s32(x); 4]
     }
@@ -246,6 +263,25 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         from_fn(|i| vcvtq_f32_s32(v[i]))
     }
     #[inline(always)]
+    unsafe fn words(a: Self::I, b: Self::I) -> Self::B {
+        from_fn(|i| vreinterpretq_u8_s16(vcombine_s16(vmovn_s32(a[i]), vmovn_s32(b[i]))))
+    }
+    #[inline(always)]
+    unsafe fn mul_words(a: Self::B, b: Self::B) -> Self::B {
+        from_fn(|i| {
+            let (a, b) = (vreinterpretq_s16_u8(a[i]), vreinterpretq_s16_u8(b[i]));
+            vreinterpretq_u8_s16(vqrdmulhq_s16(a, b))
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I {
+        from_fn(|i| {
+            let (a, b) = (vreinterpretq_s16_u8(a[i]), vreinterpretq_s16_u8(b[i]));
+            let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+            vaddq_s32(acc[i], vpaddq_s32(low, high))
+        })
+    }
+    #[inline(always)]
     unsafe fn load_b(p: *const u8) -> Self::B {
         from_fn(|i| vld1q_u8(p.add(16 * i)))
     }
@@ -258,6 +294,10 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     #[inline(always)]
     unsafe fn splat_b(p: *const u8) -> Self::B {
         [vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned())); 4]
+    }
+    #[inline(always)]
+    unsafe fn splat_two(p: *const u8) -> Self::B {
+        [vreinterpretq_u8_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned())); 4]
     }
     #[inline(always)]
     unsafe fn low_nibbles(v: Self::B) -> Self::B {

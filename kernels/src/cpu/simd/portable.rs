@@ -14,6 +14,14 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+fn to_words(v: [u8; 64]) -> [i16; 2 * LANES] {
+    std::array::from_fn(|i| i16::from_le_bytes([v[2 * i], v[2 * i + 1]]))
+}
+
+fn to_bytes(v: [i16; 2 * LANES]) -> [u8; 64] {
+    std::array::from_fn(|i| v[i / 2].to_le_bytes()[i % 2])
+}
+
 /// See [`Simd::exp2`]: minimax coefficients of 2^x on [-0.5, 0.5] (Lawson's iteration, relative error 2e-9 before
 /// rounding). The first is exactly 1, so that 2^0 is: attention relies on it.
 pub(super) const EXP2: [f32; 7] =
@@ -119,6 +127,19 @@ impl Simd for Portable {
         // SAFETY: the caller gives 16 writable bytes.
         unsafe { p.cast::<[u8; LANES]>().write_unaligned(v.map(|x| x.round_ties_even() as u8)) }
     }
+    unsafe fn store_words(p: *mut i16, even: Self::F, odd: Self::F) {
+        let words = std::array::from_fn(|i| [even[i], odd[i]].map(|x| x.round_ties_even() as i16));
+        // SAFETY: the caller gives 32 writable words.
+        unsafe { p.cast::<[[i16; 2]; LANES]>().write_unaligned(words) }
+    }
+    unsafe fn power(v: Self::F) -> Self::F {
+        map(v, |x| f32::from_bits(x.to_bits() & 0x7f80_0000))
+    }
+    unsafe fn isplat_two(p: *const i32) -> Self::I {
+        // SAFETY: the caller gives two readable i32.
+        let two = unsafe { p.cast::<[i32; 2]>().read_unaligned() };
+        std::array::from_fn(|i| two[i % 2])
+    }
     unsafe fn isplat(x: i32) -> Self::I {
         [x; LANES]
     }
@@ -136,6 +157,19 @@ impl Simd for Portable {
     unsafe fn to_f(v: Self::I) -> Self::F {
         v.map(|x| x as f32)
     }
+    unsafe fn words(a: Self::I, b: Self::I) -> Self::B {
+        let word = |i: usize| if i % 8 < 4 { a[i / 8 * 4 + i % 8] } else { b[i / 8 * 4 + i % 8 - 4] };
+        to_bytes(std::array::from_fn(|i| word(i) as i16))
+    }
+    unsafe fn mul_words(a: Self::B, b: Self::B) -> Self::B {
+        let (a, b) = (to_words(a), to_words(b));
+        to_bytes(std::array::from_fn(|i| ((i32::from(a[i]) * i32::from(b[i]) + (1 << 14)) >> 15) as i16))
+    }
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I {
+        let (a, b) = (to_words(a), to_words(b));
+        let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
+        std::array::from_fn(|i| acc[i] + product(2 * i) + product(2 * i + 1))
+    }
     unsafe fn load_b(p: *const u8) -> Self::B {
         // SAFETY: the caller gives 64 readable bytes.
         unsafe { p.cast::<Self::B>().read_unaligned() }
@@ -148,6 +182,11 @@ impl Simd for Portable {
         // SAFETY: the caller gives 4 readable bytes.
         let four = unsafe { p.cast::<[u8; 4]>().read_unaligned() };
         std::array::from_fn(|i| four[i % 4])
+    }
+    unsafe fn splat_two(p: *const u8) -> Self::B {
+        // SAFETY: the caller gives 8 readable bytes.
+        let eight = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
+        std::array::from_fn(|i| eight[i % 8])
     }
     unsafe fn low_nibbles(v: Self::B) -> Self::B {
         v.map(|b| b & 15)
