@@ -83,9 +83,9 @@ impl Codes for Bytes {
     }
 }
 
-/// A pair's codes with a byte each.
+/// Codes of some pairs of some tiles with a byte each.
 #[repr(align(64))]
-struct Unpacked([MaybeUninit<u8>; UNPACKED_BYTES]);
+struct Unpacked([MaybeUninit<u8>; TOGETHER * UNPACKED_SPANS * PAIRS * UNPACKED_BYTES]);
 
 /// Where sums of rows are kept between spans: [tile][UNPACKED_ROWS][16 outputs].
 type Sums = *mut [f32; LANES];
@@ -356,12 +356,11 @@ unsafe fn some_tiles<S: Simd, const N: usize>(job: &Job<'_>, weights: &Paired, t
         unsafe { some_rows::<S, Nibbles, N>(job, &strip, next, (job.rows.clone(), usize::MAX), sums) };
         return N;
     }
-    let mut unpacked =
-        [const { Unpacked([MaybeUninit::uninit(); UNPACKED_BYTES]) }; TOGETHER * UNPACKED_SPANS * PAIRS];
+    let mut unpacked = Unpacked([const { MaybeUninit::uninit() }; _]);
     // As many at a time as can be, but about as many each time.
     let most = if job.rows.len() <= SINGLE_SPANS { 1 } else { UNPACKED_SPANS };
     let step = spans.div_ceil(spans.div_ceil(most));
-    let (unpacked, unpacked_apart) = (unpacked.as_mut_ptr().cast(), step * PAIRS * UNPACKED_BYTES);
+    let (unpacked, unpacked_apart) = (unpacked.0.as_mut_ptr().cast(), step * PAIRS * UNPACKED_BYTES);
     for chunk in job.rows.clone().step_by(UNPACKED_ROWS) {
         let rows = chunk..(chunk + UNPACKED_ROWS).min(job.rows.end);
         for first in (0..spans).step_by(step) {
