@@ -116,9 +116,10 @@ mod tests {
             assert_eq!(all, expected, "{name}");
         };
         check("blk.0.attn_norm.weight", Dtype::F32, &[64], [256; 3]);
-        check("blk.0.attn_q.weight", Dtype::BF16, &[32, 64], [4096, 2176, 1280]);
+        // 5 bits a weight and 8 bytes a row in 4 bits.
+        check("blk.0.attn_q.weight", Dtype::BF16, &[32, 64], [4096, 2176, 1280 + 256]);
         check("token_embd.weight", Dtype::BF16, &[32, 64], [4096, 2176, 2176]);
-        check("blk.0.attn_q.weight", Dtype::Q4_K, &[16, 256], [2560; 3]);
-        check("blk.0.ffn_up_exps.weight", Dtype::F16, &[3, 16, 64], [6144, 3264, 1920]);
+        check("blk.0.attn_q.weight", Dtype::Q4_K, &[16, 256], [2560 + 128; 3]);
+        check("blk.0.ffn_up_exps.weight", Dtype::F16, &[3, 16, 64], [6144, 3264, 1920 + 3 * 128]);
     }
 }
