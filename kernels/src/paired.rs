@@ -70,7 +70,7 @@ fn place(r: usize, half: usize) -> (usize, u32) {
 }
 
 /// The how-manieth quad `j` is met: rows are written sooner in this order.
-fn order(j: usize) -> usize {
+pub(crate) fn order(j: usize) -> usize {
     j % 4 * 2 + j / 4
 }
 

@@ -115,9 +115,9 @@ pub(super) fn attention(
                 .run(plan.chunks(), &|chunk| plan.chunk(chunk).for_each(|piece| unsafe { job.int8(isa, piece) }));
         }
     }
-    if !whole {
-        let target = out.reset(rows, heads.out_width(), form);
-        backend.copy_rows(&step.compact.values, (rows, &|row| row), target);
+    if whole {
+        out.level(isa, &mut backend.pool);
+    } else {
+        backend.copy_rows(&step.compact.values, &|row| row, (rows, heads.out_width()), (out, form));
     }
-    out.level(isa, &mut backend.pool);
 }

@@ -208,28 +208,40 @@ impl CpuBackend {
 
     /// Applies `activation` to the first `width` values of each row, times those after them where there are any.
     fn apply(&mut self, activation: Activation, x: &Matrix, width: usize, (out, form): (&mut Rows, Form)) {
-        let target = out.reset(x.rows, width, form);
         let isa = self.isa;
-        self.for_rows(x.rows, &|rows| {
-            for row in rows {
-                let (x, up) = x.data[row * x.width..][..x.width].split_at(width);
-                let operands = activation::Row { activation, x, up: (!up.is_empty()).then_some(up) };
-                // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
-                unsafe { activation::apply_row(isa, operands, (row, 0, target)) }
-            }
+        self.write_rows((out, form), (x.rows, width), &|row, out| {
+            let (x, up) = x.data[row * x.width..][..x.width].split_at(width);
+            let operands = activation::Row { activation, x, up: (!up.is_empty()).then_some(up) };
+            // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
+            unsafe { activation::apply_row(isa, operands, (row, 0, out)) }
         });
-        out.level(isa, &mut self.pool);
     }
 
-    /// Puts `rows` rows of f32, `out.cols` wide, into another form; row `r` is row `source(r)` of `x`.
-    fn copy_rows(&mut self, x: &[f32], (rows, source): (usize, &(dyn Fn(usize) -> usize + Sync)), out: RowsOut) {
+    /// Puts `rows` rows of f32, `cols` wide, into another form; row `r` is row `source(r)` of `x`.
+    fn copy_rows(
+        &mut self,
+        x: &[f32],
+        source: &(dyn Fn(usize) -> usize + Sync),
+        (rows, cols): (usize, usize),
+        out: (&mut Rows, Form),
+    ) {
         let isa = self.isa;
-        self.for_rows(rows, &|rows| {
-            for row in rows {
-                // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
-                unsafe { norm::copy_row(isa, &x[source(row) * out.cols..][..out.cols], (row, out)) }
-            }
+        self.write_rows(out, (rows, cols), &|row, out| {
+            // SAFETY: the ISA is available, room was made for all rows, and each row belongs to one chunk.
+            unsafe { norm::copy_row(isa, &x[source(row) * cols..][..cols], (row, out)) }
         });
+    }
+
+    /// Makes room for `rows` × `cols`, has `write` write every row, and makes the rows ready for linear layers.
+    fn write_rows(
+        &mut self,
+        (out, form): (&mut Rows, Form),
+        (rows, cols): (usize, usize),
+        write: &(dyn Fn(usize, RowsOut) + Sync),
+    ) {
+        let target = out.reset(rows, cols, form);
+        self.for_rows(rows, &|rows| rows.for_each(|row| write(row, target)));
+        out.level(self.isa, &mut self.pool);
     }
 
     /// Calls `f` with the number and the values of every row.
@@ -361,22 +373,18 @@ impl Backend for CpuBackend {
         select: Option<&[u32]>,
         weight: &Buffer<f32>,
         eps: f32,
-        (out, form): (&mut Rows, Form),
+        out: (&mut Rows, Form),
     ) {
         assert_eq!(weight.len(), x.width, "a norm's weight has the width of its input");
         let rows = select.map_or(x.rows, <[u32]>::len);
         let source = |row: usize| select.map_or(row, |s| s[row] as usize);
         assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
-        let target = out.reset(rows, x.width, form);
         let isa = self.isa;
-        self.for_rows(rows, &|rows| {
-            for row in rows {
-                let x = &x.data[source(row) * x.width..][..x.width];
-                // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
-                unsafe { norm::rms_norm_row(isa, x, weight, eps, (row, target)) }
-            }
+        self.write_rows(out, (rows, x.width), &|row, out| {
+            let x = &x.data[source(row) * x.width..][..x.width];
+            // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
+            unsafe { norm::rms_norm_row(isa, x, weight, eps, (row, out)) }
         });
-        out.level(isa, &mut self.pool);
     }
 
     fn linear(&mut self, layer: &Linear, x: &Rows, out: &mut Matrix) {
@@ -493,13 +501,11 @@ impl Backend for CpuBackend {
         self.apply(activation, x, x.width, out);
     }
 
-    fn to_rows(&mut self, x: &Matrix, select: Option<&[u32]>, (out, form): (&mut Rows, Form)) {
+    fn to_rows(&mut self, x: &Matrix, select: Option<&[u32]>, out: (&mut Rows, Form)) {
         let rows = select.map_or(x.rows, <[u32]>::len);
         let source = |row: usize| select.map_or(row, |s| s[row] as usize);
         assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
-        let target = out.reset(rows, x.width, form);
-        self.copy_rows(&x.data, (rows, &source), target);
-        out.level(self.isa, &mut self.pool);
+        self.copy_rows(&x.data, &source, (rows, x.width), out);
     }
 
     fn rms_norm_in_place(&mut self, x: &mut Matrix, columns: Range<usize>, weight: &Buffer<f32>, eps: f32) {
@@ -524,21 +530,17 @@ impl Backend for CpuBackend {
         select: Option<&[u32]>,
         (weight, bias): (&Buffer<f32>, Option<&Buffer<f32>>),
         eps: f32,
-        (out, form): (&mut Rows, Form),
+        out: (&mut Rows, Form),
     ) {
         let rows = select.map_or(x.rows, <[u32]>::len);
         let source = |row: usize| select.map_or(row, |s| s[row] as usize);
         assert!((0..rows).all(|row| source(row) < x.rows), "a selected row beyond the batch");
-        let target = out.reset(rows, x.width, form);
         let isa = self.isa;
-        self.for_rows(rows, &|rows| {
-            for row in rows {
-                let x = &x.data[source(row) * x.width..][..x.width];
-                // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
-                unsafe { norm::layer_norm_row(isa, x, (weight, bias.map(|b| &b[..])), eps, (row, target)) }
-            }
+        self.write_rows(out, (rows, x.width), &|row, out| {
+            let x = &x.data[source(row) * x.width..][..x.width];
+            // SAFETY: the ISA is available, room was made for `rows`, and each row belongs to one chunk.
+            unsafe { norm::layer_norm_row(isa, x, (weight, bias.map(|b| &b[..])), eps, (row, out)) }
         });
-        out.level(isa, &mut self.pool);
     }
 
     fn add_bias(&mut self, x: &mut Matrix, bias: &Buffer<f32>) {

@@ -39,7 +39,7 @@
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::memory::{Buffer, Shared};
 use crate::packed::GROUP;
-use crate::paired::{SPAN, WORD_MAX, WORDS_MAX};
+use crate::paired::{SPAN, WORD_MAX, WORDS_MAX, order};
 use crate::pool::Pool;
 use half::bf16;
 use std::mem::MaybeUninit;
@@ -162,9 +162,7 @@ impl Rows {
             brain: Shared::new(&mut self.brain),
         }
     }
-}
 
-impl Rows {
     /// Brings scales and sums to their spans' units. Linear layers may read rows of 8 bits only then.
     pub(crate) fn level(&mut self, isa: Isa, pool: &mut Pool) {
         if !self.form.q8 {
@@ -441,7 +439,7 @@ impl RowsOut {
     /// Where codes `4 * quad..` of a group are, from its first one.
     #[inline(always)]
     pub(crate) fn quad(quad: usize) -> usize {
-        16 * (quad % 4) + 8 * (quad / 4)
+        8 * order(quad)
     }
 
     /// Writes columns `first..first + len` of `row` from `x`; with an 8-bit form both are multiples of 32.

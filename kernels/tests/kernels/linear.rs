@@ -311,7 +311,7 @@ fn no_rows_and_no_matrices_are_fine() {
     assert_eq!((layer.rows(), layer.bytes()), (0, 0));
 }
 
-/// Four-bit weights stay four-bit: 16 bytes of codes and two f16 a group of 32.
+/// Four-bit weights stay four-bit: 16 bytes of codes and two words a group of 32, and two f32 a row.
 #[test]
 fn packed_sizes_are_what_the_layouts_say() {
     let backend = &mut backends().remove(0);
