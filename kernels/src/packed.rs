@@ -116,11 +116,11 @@ fn run<T>(data: &[T], (tile, tiles): (usize, usize), step: usize) -> (usize, usi
 }
 
 impl Packed {
-    /// Repacks a checked matrix for the CPU.
-    pub(crate) fn paired(stored: Stored<'_>, pool: &mut Pool) -> Packed {
+    /// Repacks a checked matrix for the CPU; `piece` as `Isa::piece`.
+    pub(crate) fn paired(stored: Stored<'_>, piece: usize, pool: &mut Pool) -> Packed {
         match stored.dtype {
             Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => {
-                let layout = Layout::Paired(Paired::new(stored, pool));
+                let layout = Layout::Paired(Paired::new(stored, piece, pool));
                 Packed { rows: stored.rows, cols: stored.cols, layout }
             }
             _ => Packed::new(stored, pool),
@@ -385,7 +385,7 @@ mod tests {
         for dtype in DTYPES {
             for (rows, cols) in [(1, 256), (16, 512), (45, 768)] {
                 let data = vec![0; rows * dtype.row_bytes(cols).expect("whole blocks")];
-                let packed = Packed::paired(Stored { dtype, rows, cols, data: &data }, &mut pool);
+                let packed = Packed::paired(Stored { dtype, rows, cols, data: &data }, 4, &mut pool);
                 assert_eq!(packed_bytes(dtype, rows, cols), packed.bytes() as u64, "{dtype:?} {rows} × {cols}");
             }
         }

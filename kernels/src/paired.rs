@@ -6,6 +6,7 @@
 //! ```text
 //! codes  [tile][two groups] 8 × 64 B; byte 64i + 4l + b, with l = 4 ⌊r / 4⌋ + 2 (r mod 2) + h: column 4j + b of group h, where
 //!                           i = 2 (j mod 4) + ⌊j / 4⌋ as rows lie, low nibble row r for r mod 4 < 2, high nibble for others
+//!                           in pieces of two (`Isa::piece`) byte 64i + 4r + 2h + b mod 2, high nibble for b > 1
 //! scales [tile][two groups] 2 × 16 rows × 2 words: scale, and value of code 8, of both groups
 //! units  [tile]             2 × 16 (f32): what 2^15 scale words are, and in those units what a word of the values is
 //! ```
@@ -38,6 +39,8 @@ const SCALE_ONE: f32 = 32_768.0;
 
 /// See the module.
 pub(crate) struct Paired {
+    /// Columns of one group that lie together: see `Isa::piece`.
+    pub piece: usize,
     pub codes: Buffer<u8>,
     pub scales: Buffer<i16>,
     pub units: Buffer<f32>,
@@ -64,9 +67,12 @@ fn word(value: f32, unit: f32) -> i16 {
     (value / unit).round_ties_even().clamp(-32_767.0, 32_767.0) as i16
 }
 
-/// Where in a pair's quad of columns row `r` of its group `half` lies: byte, and bits to shift.
-fn place(r: usize, half: usize) -> (usize, u32) {
-    (4 * (r / 4 * 4 + r % 2 * 2 + half), if r % 4 < 2 { 0 } else { 4 })
+/// Where in a pair's quad of columns the four of row `r` of its group `half` lie: byte, and bits to shift.
+fn place(piece: usize, r: usize, half: usize) -> [(usize, u32); 4] {
+    std::array::from_fn(|b| match piece {
+        2 => (4 * r + 2 * half + b % 2, if b < 2 { 0 } else { 4 }),
+        _ => (4 * (r / 4 * 4 + r % 2 * 2 + half) + b, if r % 4 < 2 { 0 } else { 4 }),
+    })
 }
 
 /// The how-manieth quad `j` is met: rows are written sooner in this order.
@@ -76,7 +82,7 @@ pub(crate) fn order(j: usize) -> usize {
 
 impl Paired {
     /// Repacks a checked matrix of 4-bit groups, tiles in parallel.
-    pub(crate) fn new(stored: Stored<'_>, pool: &mut Pool) -> Paired {
+    pub(crate) fn new(stored: Stored<'_>, piece: usize, pool: &mut Pool) -> Paired {
         let groups = stored.cols / GROUP;
         let (pairs, tiles) = (groups.div_ceil(2), stored.rows.div_ceil(TILE_ROWS));
         let mut codes = Buffer::zeroed(tiles * pairs * CODE_BYTES);
@@ -104,10 +110,10 @@ impl Paired {
                         };
                         let (d, m) = (d.to_f32(), m.to_f32());
                         grid[g] = (d, d.mul_add(f32::from(MIDDLE), m));
-                        let (at, shift) = place(r, g % 2);
+                        let places = place(piece, r, g % 2);
                         for (j, quad) in four.as_chunks::<4>().0.iter().enumerate() {
-                            let at = g / 2 * CODE_BYTES + 64 * order(j) + at;
-                            quad.iter().zip(&mut codes[at..at + 4]).for_each(|(code, out)| *out |= code << shift);
+                            let codes = &mut codes[g / 2 * CODE_BYTES + 64 * order(j)..][..64];
+                            quad.iter().zip(places).for_each(|(code, (at, shift))| codes[at] |= code << shift);
                         }
                     });
                 }
@@ -125,7 +131,7 @@ impl Paired {
                 units[TILE_ROWS + r] = value / units[r];
             }
         });
-        Paired { codes, scales, units }
+        Paired { piece, codes, scales, units }
     }
 
     /// Decodes row `r` of tile `tile`.
@@ -137,9 +143,10 @@ impl Paired {
             let at = pair * SCALES + 2 * r + g % 2;
             let d = f32::from(self.scales[at]) * (units[r] / SCALE_ONE);
             let m = f32::from(self.scales[at + 2 * TILE_ROWS]) * (units[TILE_ROWS + r] * units[r]);
-            let (at, shift) = place(r, g % 2);
+            let places = place(self.piece, r, g % 2);
             for (k, x) in out.iter_mut().enumerate() {
-                let code = self.codes[pair * CODE_BYTES + 64 * order(k / 4) + at + k % 4] >> shift & 15;
+                let (at, shift) = places[k % 4];
+                let code = self.codes[pair * CODE_BYTES + 64 * order(k / 4) + at] >> shift & 15;
                 *x = (f32::from(code) - f32::from(MIDDLE)).mul_add(d, m);
             }
         }

@@ -271,7 +271,7 @@ impl Backend for CpuBackend {
             if part.cols != parts[0].cols {
                 return Err(PackError::Mixed { first: parts[0].cols, other: part.cols });
             }
-            matrices.push(Packed::paired(*part, &mut self.pool));
+            matrices.push(Packed::paired(*part, self.isa.piece(), &mut self.pool));
         }
         Ok(Linear { matrices, number: self.order.add() })
     }

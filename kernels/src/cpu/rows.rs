@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! q      [block][two groups][16 rows][64]     i8    column 4j + b of group h is byte
-//!                                                   16 (j mod 4) + 8 ⌊j / 4⌋ + 4h + b
+//!                                                   16 (j mod 4) + 8 ⌊j / 4⌋ + 4h + b; in pieces of two
+//!                                                   (`Isa::piece`) 16 (j mod 4) + 8 ⌊j / 4⌋ + 4 ⌊b / 2⌋ + 2h + b mod 2
 //! scale  [block][group][16 rows]              f32   x ≈ scale · q
 //! sum    [block][group][16 rows]              f32   scale · Σ q, for weights with a minimum
 //! bias   [block][two groups][16 rows][2]      i32   −8 · Σ q, for weight codes stored plus 8
@@ -134,7 +135,7 @@ impl Rows {
             self.units.reserve(block_rows * (cols / GROUP).div_ceil(SPAN) * 2);
         }
         if form.shifted {
-            self.shifted.q.reserve(places * GROUP);
+            self.shifted.q.reserve(places * 2 * GROUP);
             self.shifted.scale.reserve(places);
             self.shifted.shift.reserve(places);
             self.shifted.bias.reserve(places);
@@ -416,6 +417,13 @@ impl Place {
     }
 }
 
+/// Where a group's codes are: which half of which two groups'.
+#[derive(Clone, Copy)]
+pub(crate) struct Codes {
+    pair: *const i8,
+    half: usize,
+}
+
 impl RowsOut {
     #[inline(always)]
     fn place(&self, row: usize, group: usize) -> Place {
@@ -424,22 +432,28 @@ impl RowsOut {
         Place { group: block * groups * BLOCK_ROWS + lane, half: 2 * pairs }.after(group)
     }
 
-    /// Codes, scale and sum of codes of a group that was put. Four codes are together: see [`RowsOut::quad`].
+    /// Scale and sum of codes of a group that was put, and where [`RowsOut::quad`] finds its codes.
     ///
     /// # Safety
     /// The group was written, and nobody writes it.
     #[inline(always)]
-    pub(crate) unsafe fn group(&self, row: usize, group: usize) -> (*const i8, f32, i32) {
+    pub(crate) unsafe fn group(&self, row: usize, group: usize) -> (Codes, f32, i32) {
         let place = self.place(row, group);
-        let codes = place.codes() + 4 * (place.half % 2);
         // SAFETY: by the contract above.
-        unsafe { (self.q.at(codes), *self.scale.at(place.group), *self.bias.at(place.half) / -8) }
+        unsafe {
+            let codes = Codes { pair: self.q.at(place.codes()), half: place.half % 2 };
+            (codes, *self.scale.at(place.group), *self.bias.at(place.half) / -8)
+        }
     }
 
-    /// Where codes `4 * quad..` of a group are, from its first one.
+    /// Codes `4 * quad..` of a group, in every lane.
+    ///
+    /// # Safety
+    /// The group was put with the same `S`, and nobody writes it.
     #[inline(always)]
-    pub(crate) fn quad(quad: usize) -> usize {
-        8 * order(quad)
+    pub(crate) unsafe fn quad<S: Simd>(codes: Codes, quad: usize) -> S::B {
+        // SAFETY: two groups' quads are 8 bytes each.
+        unsafe { S::splat_quad(codes.pair.add(8 * order(quad)).cast(), codes.half) }
     }
 
     /// Writes columns `first..first + len` of `row` from `x`; with an 8-bit form both are multiples of 32.
@@ -602,7 +616,8 @@ impl RowsOut {
         // SAFETY: by the contract above.
         unsafe {
             let (group, shift) = quantise_shifted::<S>(x);
-            group.store(out.q.at(place * GROUP));
+            let bytes = if S::WIDE { 2 * GROUP } else { GROUP };
+            S::store_shifted(out.q.at(place * bytes), group.codes, S::splat(shift));
             *out.scale.at(place) = group.scale;
             *out.shift.at(place) = shift as i32;
             // Whole numbers below 2^14: the sum is exact in any order.

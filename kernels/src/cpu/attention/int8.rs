@@ -105,13 +105,13 @@ impl Cached for Int8 {
         unsafe {
             let mut scores = [[S::zero(); P]; R];
             for g in 0..self.geometry.head_dim / GROUP {
-                let mut q = [std::ptr::null::<u8>(); R];
-                let mut q_scale = [0.0; R];
-                let mut dots = [[S::isplat(0); P]; R];
-                for r in 0..R {
+                let (codes, scale, sum) = self.queries.group(query, g);
+                let (mut q, mut q_scale) = ([codes; R], [scale; R]);
+                // Keys are stored plus 128.
+                let mut dots = [[S::isplat(-128 * sum); P]; R];
+                for r in 1..R {
                     let (codes, scale, sum) = self.queries.group(query + r, g);
-                    (q[r], q_scale[r]) = (codes.cast(), scale);
-                    // Keys are stored plus 128.
+                    (q[r], q_scale[r]) = (codes, scale);
                     dots[r] = [S::isplat(-128 * sum); P];
                 }
                 for i in 0..GROUP / 4 {
@@ -124,7 +124,7 @@ impl Cached for Int8 {
                         S::prefetch(values[p].add(at).cast());
                     }
                     for r in 0..R {
-                        let q = S::splat_b(q[r].add(RowsOut::quad(i)));
+                        let q = RowsOut::quad::<S>(q[r], i);
                         for p in 0..P {
                             dots[r][p] = S::dot(dots[r][p], k[p], q);
                         }

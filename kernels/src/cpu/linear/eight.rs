@@ -23,6 +23,11 @@ const SCALES: usize = LANES;
 /// Quads of columns in a group.
 const QUADS: usize = GROUP / 4;
 
+/// Bytes of a row's group.
+const fn group_bytes<S: Simd>() -> usize {
+    if S::WIDE { 2 * GROUP } else { GROUP }
+}
+
 /// Of a group's codes, sixteen rows.
 type CodeSums = [i32; LANES];
 
@@ -55,7 +60,7 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
     let x = &job.x.shifted;
     // SAFETY: a strip's groups are inside the tiles and the row; offsets stay inside both.
     unsafe {
-        let mut q = x.q.as_ptr().add(place * GROUP).cast::<u8>();
+        let mut q = x.q.as_ptr().add(place * group_bytes::<S>());
         let mut scale = x.scale.as_ptr().add(place);
         let mut shift = x.shift.as_ptr().add(place);
         let mut bias = x.bias.as_ptr().add(place);
@@ -64,9 +69,9 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
             next.step::<S>();
             let mut dot = [[S::isplat(0); T]; N];
             for n in 0..N {
-                let sums = S::load_i(code_sums.wrapping_add(n * HOT_GROUPS).cast());
+                let sums = code_sums.wrapping_add(n * HOT_GROUPS).cast();
                 for t in 0..T {
-                    dot[n][t] = S::mul_add_i16(sums, S::isplat(*shift.add(t)), S::isplat(*bias.add(t)));
+                    dot[n][t] = S::start_shifted(sums, *shift.add(t), *bias.add(t));
                 }
             }
             // Neighbouring dot products are independent: none waits for the one before.
@@ -76,9 +81,9 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
                     w[n] = S::load_b(codes.add(n * row_groups * CODE_BYTES + 64 * j));
                 }
                 for t in 0..T {
-                    let x = S::splat_b(q.add(t * GROUP + 4 * j));
+                    let x = S::splat_shifted(q.add(t * group_bytes::<S>()), j);
                     for n in 0..N {
-                        dot[n][t] = S::dot(dot[n][t], w[n], x);
+                        dot[n][t] = S::dot_shifted(dot[n][t], w[n], x);
                     }
                 }
             }
@@ -92,7 +97,7 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
                     acc[n][t] = S::fma(S::to_f(dot[n][t]), S::mul(w[n], scale), acc[n][t]);
                 }
             }
-            q = q.add(BLOCK_ROWS * GROUP);
+            q = q.add(BLOCK_ROWS * group_bytes::<S>());
             scale = scale.add(BLOCK_ROWS);
             shift = shift.add(BLOCK_ROWS);
             bias = bias.add(BLOCK_ROWS);
@@ -200,7 +205,7 @@ unsafe fn some_tiles<S: Simd, const N: usize>(
             // SAFETY: the groups are inside the tiles, the room holds their sums, and they are read after they were written.
             unsafe {
                 let ones = S::splat_b([1; 4].as_ptr());
-                for n in 0..N {
+                for n in 0..if S::WIDE { 0 } else { N } {
                     for (i, group) in some.clone().enumerate() {
                         let codes = at((tile + n) * groups + group).0;
                         let mut sum = S::isplat(0);

@@ -31,7 +31,7 @@ const TOGETHER: usize = 2;
 /// How a pair's codes are read.
 trait Codes {
     const BYTES: usize;
-    /// Quad `j` of both groups, for the outputs whose codes are low nibbles and for the others.
+    /// Quad `j` of both groups: low nibbles and high ones.
     unsafe fn quads<S: Simd>(codes: *const u8, j: usize, unpacked: *mut u8) -> [S::B; 2];
 }
 
@@ -138,11 +138,10 @@ impl Pair {
     ) -> [[S::I; T]; N] {
         // SAFETY: `N` tiles and `T` rows are there.
         unsafe {
-            let mut dot = [[[S::isplat(0); 2]; T]; N];
-            for t in 0..T {
-                let bias = S::isplat_two(self.bias.add(2 * t));
+            let mut dots = [[S::dots(self.bias); T]; N];
+            for t in 1..T {
                 for n in 0..N {
-                    dot[n][t] = [bias; 2];
+                    dots[n][t] = S::dots(self.bias.add(2 * t));
                 }
             }
             // Neighbouring dot products are independent: none waits for the one before.
@@ -153,11 +152,9 @@ impl Pair {
                     w[n] = C::quads::<S>(self.codes.wrapping_add(n * self.apart * C::BYTES), j, unpacked);
                 }
                 for t in 0..T {
-                    let x = S::splat_two(self.q.add(t * 2 * GROUP + 8 * j));
+                    let x = S::splat_quads(self.q.add(t * 2 * GROUP + 8 * j));
                     for n in 0..N {
-                        for half in 0..2 {
-                            dot[n][t][half] = S::dot_low(dot[n][t][half], w[n][half], x);
-                        }
+                        dots[n][t] = S::dot_codes(dots[n][t], w[n], x);
                     }
                 }
             }
@@ -168,9 +165,8 @@ impl Pair {
             for t in 0..T {
                 let words = S::splat_b(self.words.add(4 * t));
                 for n in 0..N {
-                    let both = S::mul_words(scale[n], words);
-                    let dots = S::words(dot[n][t][0], dot[n][t][1]);
-                    whole[n][t] = S::dot_words(whole[n][t], dots, both);
+                    whole[n][t] =
+                        S::dot_words(whole[n][t], S::group_words(dots[n][t]), S::mul_words(scale[n], words));
                 }
             }
             whole
@@ -275,7 +271,7 @@ unsafe fn rows<S: Simd, C: Codes, const N: usize, const T: usize>(
 
 /// Rows that meet a pair of `N` tiles together: their sums fit the registers.
 const fn tile_tokens<S: Simd, const N: usize>() -> usize {
-    if N < S::TILES { S::TILE_TOKENS } else { S::TILE_TOKENS / 2 }
+    if N < TOGETHER { S::CODE_TOKENS } else { S::CODE_TOKENS / 2 }
 }
 
 /// A strip's `N` tiles times rows of the job from `range.start` on, as many at a time as registers hold, until `range` is done or
@@ -312,6 +308,7 @@ unsafe fn some_rows<S: Simd, C: Codes, const N: usize>(
 /// The job.
 #[inline(always)]
 pub(super) unsafe fn four<S: Simd>(job: &Job<'_>, weights: &Paired) {
+    assert_eq!(weights.piece, S::PIECE, "packed for another ISA");
     let mut tile = job.tiles.start;
     while tile < job.tiles.end {
         // Rows of one tile are as many as half of them of two, and unpack its codes once.

@@ -2,6 +2,7 @@
 
 use super::Simd;
 use super::portable::EXP2;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// `VNNI`: AVX-VNNI is there as well.
@@ -47,20 +48,11 @@ unsafe fn bf16_bits(v: __m256) -> __m256i {
 
 #[inline(always)]
 unsafe fn dot_wide(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
-    // 16-bit products, because VPMADDUBSW saturates: bytes are widened half by half, then the pair sums of a lane
-    // (four bytes, so two 32-bit sums) are added horizontally back into lane order.
+    // VPMADDUBSW saturates, but not where bytes are below 128, nor where they are 0 or 128: -128 times 256 is in range.
     // SAFETY: as above.
     unsafe {
-        let lo = _mm256_madd_epi16(
-            _mm256_cvtepu8_epi16(_mm256_castsi256_si128(u)),
-            _mm256_cvtepi8_epi16(_mm256_castsi256_si128(s)),
-        );
-        let hi = _mm256_madd_epi16(
-            _mm256_cvtepu8_epi16(_mm256_extracti128_si256::<1>(u)),
-            _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(s)),
-        );
-        let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_hadd_epi32(lo, hi));
-        _mm256_add_epi32(acc, sums)
+        let top = _mm256_set1_epi8(-128);
+        dot_narrow(dot_narrow(acc, _mm256_andnot_si256(top, u), s), _mm256_and_si256(top, u), s)
     }
 }
 
@@ -68,6 +60,35 @@ unsafe fn dot_wide(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
 unsafe fn dot_narrow(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
     // SAFETY: as above. 2 * 127 * 128 fits 16 bits, so nothing saturates while every byte of `u` is below 128.
     unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))) }
+}
+
+/// Adds the products of bytes two by two to words. The compiler would add products to one another first, and then keep them and
+/// the sums in memory, for want of registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_words(sums: Two<__m256i>, u: Two<__m256i>, s: __m256i) -> Two<__m256i> {
+    let Two(mut low, mut high) = sums;
+    // SAFETY: AVX2 is available where `Avx2` is used; only the named registers are touched.
+    unsafe {
+        asm!("vpmaddubsw {p}, {u}, {s}", "vpmaddubsw {q}, {v}, {s}", "vpaddw {low}, {low}, {p}", "vpaddw {high}, {high}, {q}",
+            p = out(ymm_reg) _, q = out(ymm_reg) _, low = inout(ymm_reg) low, high = inout(ymm_reg) high,
+            u = in(ymm_reg) u.0, v = in(ymm_reg) u.1, s = in(ymm_reg) s, options(pure, nomem, nostack, preserves_flags));
+    }
+    Two(low, high)
+}
+
+/// The same of words, to sums of 32 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_doubles(sums: Two<__m256i>, u: Two<__m256i>, s: __m256i) -> Two<__m256i> {
+    let Two(mut low, mut high) = sums;
+    // SAFETY: as above.
+    unsafe {
+        asm!("vpmaddwd {p}, {u}, {s}", "vpmaddwd {q}, {v}, {s}", "vpaddd {low}, {low}, {p}", "vpaddd {high}, {high}, {q}",
+            p = out(ymm_reg) _, q = out(ymm_reg) _, low = inout(ymm_reg) low, high = inout(ymm_reg) high,
+            u = in(ymm_reg) u.0, v = in(ymm_reg) u.1, s = in(ymm_reg) s, options(pure, nomem, nostack, preserves_flags));
+    }
+    Two(low, high)
 }
 
 macro_rules! both {
@@ -91,7 +112,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type B = Two<__m256i>;
     type Pairs = (Self::F, Self::F);
     type Rounded = f32;
+    type Dots = [Two<__m256i>; 2];
+    const PIECE: usize = if VNNI { 4 } else { 2 };
+    const WIDE: bool = !VNNI;
     const TILE_TOKENS: usize = 4;
+    const CODE_TOKENS: usize = if VNNI { 2 } else { 4 };
     const TILES: usize = 1;
     const TILE_QUERIES: usize = 2;
     const PAIR_QUERIES: usize = 4;
@@ -225,7 +250,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         let both = |a, b| _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
         let low = _mm256_packs_epi16(both(a[0].0, b[0].0), both(a[1].0, b[1].0));
         let high = _mm256_packs_epi16(both(a[0].1, b[0].1), both(a[1].1, b[1].1));
-        Self::store_b(p.cast(), Two(low, high))
+        if VNNI {
+            return Self::store_b(p.cast(), Two(low, high));
+        }
+        let turns =
+            _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+        Self::store_b(p.cast(), Two(_mm256_shuffle_epi8(low, turns), _mm256_shuffle_epi8(high, turns)))
     }
     #[inline(always)]
     unsafe fn store_words(p: *mut i16, even: Self::F, odd: Self::F) {
@@ -296,8 +326,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         Two(four, four)
     }
     #[inline(always)]
-    unsafe fn splat_two(p: *const u8) -> Self::B {
-        Self::isplat_two(p.cast())
+    unsafe fn splat_quads(p: *const u8) -> Self::B {
+        if VNNI {
+            return Self::isplat_two(p.cast());
+        }
+        let lane = |at: usize| _mm256_set1_epi32(p.add(at).cast::<i32>().read_unaligned());
+        Two(lane(0), lane(4))
     }
     #[inline(always)]
     unsafe fn low_nibbles(v: Self::B) -> Self::B {
@@ -316,6 +350,85 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
         if VNNI { both!(_mm256_dpbusd_avx_epi32(acc, u, s)) } else { both!(dot_narrow(acc, u, s)) }
+    }
+    // Without VNNI sums are kept as words, which VPMADDUBSW and VPADDW add to: two instructions for 32 products, where widening each
+    // sum to 32 bits takes three, two of them on the multipliers. Words may wrap on the way; 32 codes less 8 times signed bytes fit at
+    // the end.
+    #[inline(always)]
+    unsafe fn dots(p: *const i32) -> Self::Dots {
+        let start = Self::isplat_two(p);
+        if VNNI {
+            return [start; 2];
+        }
+        let words = _mm256_shuffle_epi8(start.0, _mm256_set1_epi32(0x0504_0100));
+        [Two(words, words); 2]
+    }
+    #[inline(always)]
+    unsafe fn dot_codes(dots: Self::Dots, codes: [Self::B; 2], s: Self::B) -> Self::Dots {
+        if VNNI {
+            return [Self::dot_low(dots[0], codes[0], s), Self::dot_low(dots[1], codes[1], s)];
+        }
+        [add_words(add_words(dots[0], codes[0], s.0), codes[1], s.1); 2]
+    }
+    #[inline(always)]
+    unsafe fn group_words(dots: Self::Dots) -> Self::B {
+        if VNNI { Self::words(dots[0], dots[1]) } else { dots[0] }
+    }
+    // Bytes of 8 bits times such bytes leave 16 bits already, so that the other side is words, two products a lane.
+    #[inline(always)]
+    unsafe fn store_shifted(p: *mut i8, codes: [Self::F; 2], shift: Self::F) {
+        for (i, codes) in codes.into_iter().enumerate() {
+            if VNNI {
+                Self::store_i8(p.add(16 * i), codes);
+            } else {
+                let whole = Self::add(codes, shift);
+                let words = _mm256_packs_epi32(_mm256_cvtps_epi32(whole.0), _mm256_cvtps_epi32(whole.1));
+                _mm256_storeu_si256(p.add(32 * i).cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(words));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_shifted(p: *const i8, quad: usize) -> Self::B {
+        if VNNI {
+            return Self::splat_b(p.add(4 * quad).cast());
+        }
+        let two = |at: usize| _mm256_set1_epi32(p.add(8 * quad + at).cast::<i32>().read_unaligned());
+        Two(two(0), two(4))
+    }
+    #[inline(always)]
+    unsafe fn start_shifted(sums: *const i32, shift: i32, bias: i32) -> Self::I {
+        let bias = Self::isplat(bias);
+        if VNNI { Self::mul_add_i16(Self::load_i(sums), Self::isplat(shift), bias) } else { bias }
+    }
+    #[inline(always)]
+    unsafe fn dot_shifted(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
+        if VNNI {
+            return Self::dot(acc, u, s);
+        }
+        let each = |a: i8, b: i8| {
+            _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                a,
+                -1,
+                b,
+                -1,
+                a + 4,
+                -1,
+                b + 4,
+                -1,
+                a + 8,
+                -1,
+                b + 8,
+                -1,
+                a + 12,
+                -1,
+                b + 12,
+                -1,
+            ))
+        };
+        let (even, odd) = (each(0, 1), each(2, 3));
+        let even = Two(_mm256_shuffle_epi8(u.0, even), _mm256_shuffle_epi8(u.1, even));
+        let odd = Two(_mm256_shuffle_epi8(u.0, odd), _mm256_shuffle_epi8(u.1, odd));
+        add_doubles(add_doubles(acc, even, s.0), odd, s.1)
     }
     #[inline(always)]
     unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F) {

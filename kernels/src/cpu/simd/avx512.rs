@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: one zmm register a vector; with BF16, whose products are one instruction.
 
 use super::portable::EXP2;
-use super::{LANES, Simd};
+use super::{LANES, Simd, dots_in_lanes};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -182,7 +182,9 @@ impl<P: PairProducts> Simd for Avx512<P> {
     type B = __m512i;
     type Pairs = P::Pairs;
     type Rounded = P::Rounded;
+    dots_in_lanes!();
     const TILE_TOKENS: usize = 8;
+    const CODE_TOKENS: usize = 8;
     const TILES: usize = 2;
     const TILE_QUERIES: usize = 6;
     const PAIR_QUERIES: usize = P::QUERIES;
@@ -393,7 +395,7 @@ impl<P: PairProducts> Simd for Avx512<P> {
         _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
     }
     #[inline(always)]
-    unsafe fn splat_two(p: *const u8) -> Self::B {
+    unsafe fn splat_quads(p: *const u8) -> Self::B {
         _mm512_set1_epi64(p.cast::<i64>().read_unaligned())
     }
     #[inline(always)]

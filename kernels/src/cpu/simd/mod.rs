@@ -3,6 +3,8 @@
 //! A kernel is a generic function over [`Simd`], inlined into one entry point an ISA (see `dispatch!`). Every
 //! method is defined lane by lane, down to rounding and reduction order, so that all ISAs give the same bits.
 
+use crate::paired::order;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -90,6 +92,12 @@ impl Isa {
         self == Isa::Portable
     }
 
+    /// Columns of one group whose codes lie together where those of two groups take turns: a lane's four, if an instruction adds
+    /// their products to a lane. Without one, products are added up as words, so that a lane is two columns of both.
+    pub(crate) fn piece(self) -> usize {
+        if self == Isa::Avx2 { 2 } else { 4 }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Isa::Avx512Bf16 => "AVX-512 VNNI/BF16",
@@ -129,8 +137,16 @@ pub(crate) trait Simd: Copy + 'static {
     type Pairs: Copy;
     /// A bfloat16 that all lanes are to meet: its bits, or the f32 it is where that is what products take.
     type Rounded: Copy + Default;
+    /// Dot products of two groups under way.
+    type Dots: Copy;
+    /// Columns of one group whose codes lie together where those of two groups take turns, see `paired.rs`; as [`Isa::piece`].
+    const PIECE: usize;
+    /// Whether the shifted form is words, which include the shift.
+    const WIDE: bool = false;
     /// Tokens a linear kernel keeps in registers at once.
     const TILE_TOKENS: usize;
+    /// Tokens whose [`Simd::Dots`] it keeps there.
+    const CODE_TOKENS: usize;
     /// Tiles of weights that meet them together.
     const TILES: usize;
     /// Query rows an attention kernel over an 8-bit cache keeps in registers at once.
@@ -212,8 +228,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// Rounds to nearest even and writes 16 unsigned bytes; lanes must be within [0, 255].
     unsafe fn store_u8(p: *mut u8, v: Self::F);
 
-    /// Writes two groups of 32 signed bytes as [`Simd::store_i8`] does, in pieces of four: [0 of `a`, 0 of `b`, 4 of `a`, 4 of
-    /// `b`, 1 of `a`, 1 of `b`, 5 of `a`, …].
+    /// Writes two groups of 32 signed bytes as [`Simd::store_i8`] does, in quads 0, 4, 1, 5, 2, 6, 3 and 7; in each of them
+    /// [`Simd::PIECE`] of `a`, as many of `b`, and so on.
     #[inline(always)]
     unsafe fn store_pair(p: *mut i8, a: [Self::F; 2], b: [Self::F; 2]) {
         // SAFETY: forwarded.
@@ -230,8 +246,10 @@ pub(crate) trait Simd: Copy + 'static {
         unsafe {
             Self::store_i8(bytes.as_mut_ptr(), v[0]);
             Self::store_i8(bytes.as_mut_ptr().add(LANES), v[1]);
-            for (i, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                p.add(16 * (i % 4) + 8 * (i / 4) + 4 * half).cast::<[i8; 4]>().write_unaligned(*four);
+            for (i, byte) in bytes.into_iter().enumerate() {
+                let (quad, piece) = (i / 4, i % 4 / Self::PIECE);
+                let first = 8 * order(quad) + Self::PIECE * (2 * piece + half);
+                *p.add(first + i % Self::PIECE) = byte;
             }
         }
     }
@@ -265,8 +283,20 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_b(p: *mut u8, v: Self::B);
     /// Reads 4 bytes into every lane.
     unsafe fn splat_b(p: *const u8) -> Self::B;
-    /// Reads 8 bytes into every two lanes.
-    unsafe fn splat_two(p: *const u8) -> Self::B;
+    /// Reads a quad of two groups, 8 bytes as [`Simd::store_pair`] leaves them, as [`Simd::dot_codes`] takes it.
+    unsafe fn splat_quads(p: *const u8) -> Self::B;
+    /// Reads the same quad of one of the groups into every lane.
+    #[inline(always)]
+    unsafe fn splat_quad(p: *const u8, half: usize) -> Self::B {
+        // SAFETY: 8 bytes are there.
+        unsafe {
+            if Self::PIECE == 4 {
+                return Self::splat_b(p.add(4 * half));
+            }
+            let two = |at: usize| *p.add(at + 2 * half).cast::<[u8; 2]>();
+            Self::splat_b([two(0), two(4)].as_flattened().as_ptr())
+        }
+    }
     /// Low four bits of every byte.
     unsafe fn low_nibbles(v: Self::B) -> Self::B;
     /// High four bits of every byte, shifted down.
@@ -275,6 +305,42 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
     /// The same where every byte of `u` is below 128.
     unsafe fn dot_low(acc: Self::I, u: Self::B, s: Self::B) -> Self::I;
+    /// Begins with the two numbers at `p`, one a group, for every output: -8 times a sum of 32 signed bytes.
+    unsafe fn dots(p: *const i32) -> Self::Dots;
+    /// Adds the dot products of a quad of columns: codes below 16 of two groups and sixteen outputs, two nibbles of 64 bytes each.
+    unsafe fn dot_codes(dots: Self::Dots, codes: [Self::B; 2], s: Self::B) -> Self::Dots;
+    /// Two words an output, one a group; what all eight quads add up to must be within [-2^15, 2^15).
+    unsafe fn group_words(dots: Self::Dots) -> Self::B;
+    /// Writes a group's codes in the shifted form: 32 columns as signed bytes of `codes`, or as words of `codes` plus `shift`. Those
+    /// sums are within [-253, 253].
+    #[inline(always)]
+    unsafe fn store_shifted(p: *mut i8, codes: [Self::F; 2], shift: Self::F) {
+        let _ = shift;
+        // SAFETY: forwarded.
+        unsafe {
+            Self::store_i8(p, codes[0]);
+            Self::store_i8(p.add(LANES), codes[1]);
+        }
+    }
+    /// Reads a quad of columns of a group in that form, for every lane.
+    #[inline(always)]
+    unsafe fn splat_shifted(p: *const i8, quad: usize) -> Self::B {
+        // SAFETY: forwarded.
+        unsafe { Self::splat_b(p.add(4 * quad).cast()) }
+    }
+    /// What the dot products of a group begin with: `bias`, and the sums of its codes at `sums` times `shift` where the form does not
+    /// include it.
+    #[inline(always)]
+    unsafe fn start_shifted(sums: *const i32, shift: i32, bias: i32) -> Self::I {
+        // SAFETY: forwarded.
+        unsafe { Self::mul_add_i16(Self::load_i(sums), Self::isplat(shift), Self::isplat(bias)) }
+    }
+    /// Per lane, `acc` plus the dot product of four unsigned bytes of `u` and a quad in that form.
+    #[inline(always)]
+    unsafe fn dot_shifted(acc: Self::I, u: Self::B, s: Self::B) -> Self::I {
+        // SAFETY: forwarded.
+        unsafe { Self::dot(acc, u, s) }
+    }
     /// The even and the odd bfloat16 of every lane, as f32.
     unsafe fn widen_bf16(v: Self::B) -> (Self::F, Self::F);
     unsafe fn pairs(v: Self::B) -> Self::Pairs;
@@ -335,6 +401,31 @@ macro_rules! dispatch {
     }};
 }
 pub(crate) use dispatch;
+
+/// Dot products where an instruction adds four of bytes to a lane.
+macro_rules! dots_in_lanes {
+    () => {
+        type Dots = [Self::I; 2];
+        const PIECE: usize = 4;
+
+        #[inline(always)]
+        unsafe fn dots(p: *const i32) -> Self::Dots {
+            // SAFETY: forwarded.
+            unsafe { [Self::isplat_two(p); 2] }
+        }
+        #[inline(always)]
+        unsafe fn dot_codes(dots: Self::Dots, codes: [Self::B; 2], s: Self::B) -> Self::Dots {
+            // SAFETY: forwarded.
+            unsafe { [Self::dot_low(dots[0], codes[0], s), Self::dot_low(dots[1], codes[1], s)] }
+        }
+        #[inline(always)]
+        unsafe fn group_words(dots: Self::Dots) -> Self::B {
+            // SAFETY: forwarded.
+            unsafe { Self::words(dots[0], dots[1]) }
+        }
+    };
+}
+use dots_in_lanes;
 
 #[cfg(test)]
 mod tests;

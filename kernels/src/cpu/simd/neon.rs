@@ -1,7 +1,7 @@
 //! NEON, which every 64-bit ARM has: four 128-bit registers a vector; with dot products of bytes where Armv8.2 has them.
 
-use super::Simd;
 use super::portable::EXP2;
+use super::{Simd, dots_in_lanes};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
@@ -101,7 +101,9 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     type B = Quarters<uint8x16_t>;
     type Pairs = (Self::F, Self::F);
     type Rounded = f32;
+    dots_in_lanes!();
     const TILE_TOKENS: usize = 4;
+    const CODE_TOKENS: usize = 2;
     const TILES: usize = 1;
     const TILE_QUERIES: usize = 2;
     const PAIR_QUERIES: usize = 4;
@@ -296,7 +298,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         [vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned())); 4]
     }
     #[inline(always)]
-    unsafe fn splat_two(p: *const u8) -> Self::B {
+    unsafe fn splat_quads(p: *const u8) -> Self::B {
         [vreinterpretq_u8_u64(vdupq_n_u64(p.cast::<u64>().read_unaligned())); 4]
     }
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Plain Rust: the definition of every vector operation, and what runs where there is nothing better.
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, dots_in_lanes};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -34,7 +34,9 @@ impl Simd for Portable {
     type B = [u8; 64];
     type Pairs = (Self::F, Self::F);
     type Rounded = f32;
+    dots_in_lanes!();
     const TILE_TOKENS: usize = 4;
+    const CODE_TOKENS: usize = 2;
     const TILES: usize = 1;
     const TILE_QUERIES: usize = 2;
     const PAIR_QUERIES: usize = 4;
@@ -183,7 +185,7 @@ impl Simd for Portable {
         let four = unsafe { p.cast::<[u8; 4]>().read_unaligned() };
         std::array::from_fn(|i| four[i % 4])
     }
-    unsafe fn splat_two(p: *const u8) -> Self::B {
+    unsafe fn splat_quads(p: *const u8) -> Self::B {
         // SAFETY: the caller gives 8 readable bytes.
         let eight = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
         std::array::from_fn(|i| eight[i % 8])

@@ -63,7 +63,17 @@ unsafe fn everything<S: Simd>(operands: Operands<'_>) {
         let mut lanes = [0_i32; LANES];
         S::store_i(lanes.as_mut_ptr(), S::mul_add_i16(counts, shifts, S::isplat(77)));
         bits(S::to_f(S::load_i(lanes.as_ptr())));
-        bits(S::to_f(S::dot(S::isplat_two(x.as_ptr().cast()), u, S::splat_two(s.as_ptr().add(3)))));
+        bits(S::to_f(S::dot(S::isplat_two(x.as_ptr().cast()), u, w)));
+        let (mut shifted, shift) = ([0_i8; 64], S::splat(9.0));
+        let codes = [S::round(S::mul(a, S::splat(20.0))), S::round(S::mul(b, S::splat(-20.0)))];
+        S::store_shifted(shifted.as_mut_ptr(), codes, shift);
+        let ones = S::splat_b([1; 4].as_ptr());
+        S::store_i(lanes.as_mut_ptr(), S::dot(S::dot(S::isplat(0), u, ones), u, ones));
+        let mut all = S::start_shifted(lanes.as_ptr(), 9, -77);
+        for quad in [7, 2] {
+            all = S::dot_shifted(all, u, S::splat_shifted(shifted.as_ptr(), quad));
+        }
+        bits(S::to_f(all));
         bits(S::power(a));
         let mut words = [0_i16; 64];
         S::store_words(words.as_mut_ptr(), S::mul(a, S::splat(900.0)), S::mul(b, S::splat(-900.0)));
@@ -78,6 +88,16 @@ unsafe fn everything<S: Simd>(operands: Operands<'_>) {
         S::store_half(halves.as_mut_ptr(), v, 0);
         S::store_half(halves.as_mut_ptr().add(64), w, 1);
         S::store_pair(halves.as_mut_ptr().add(128), v, w);
+        for (quad, half) in [(128, 0), (136, 1), (184, 1)] {
+            bits(S::to_f(S::dot(S::isplat(0), u, S::splat_quad(halves.as_ptr().add(quad).cast(), half))));
+        }
+        if S::PIECE == 2 {
+            // As others lie.
+            for quad in halves.as_chunks_mut::<8>().0 {
+                let [a, b, c, d, e, f, g, h] = *quad;
+                *quad = [a, b, e, f, c, d, g, h];
+            }
+        }
         halves.as_chunks::<LANES>().0.iter().for_each(|bytes| bits(S::load(bytes.map(f32::from).as_ptr())));
         let mut apart = [7_u16; 64];
         S::store_bf16_apart(apart.as_mut_ptr(), a, false);
