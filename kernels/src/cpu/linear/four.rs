@@ -18,13 +18,13 @@ use std::ops::Range;
 
 /// Pairs of groups in a span.
 const PAIRS: usize = SPAN / 2;
-/// Quads of columns in a group.
-const QUADS: usize = GROUP / 4;
 /// Spans of a tile that are unpacked together at most: with the rows they meet, and what is asked for meanwhile, they fit the
 /// first-level cache.
 const UNPACKED_SPANS: usize = 3;
 /// Rows up to which spans are unpacked one by one: so many are through with one in the time in which memory brings the next.
 const SINGLE_SPANS: usize = 32;
+/// Passes of as many rows as registers hold in which each unpacks the codes for itself.
+const NIBBLE_PASSES: usize = 2;
 /// Tiles that meet rows together, where registers allow: a row's codes and scales are loaded once for both.
 const TOGETHER: usize = 2;
 
@@ -144,20 +144,24 @@ impl Pair {
                     dots[n][t] = S::dots(self.bias.add(2 * t));
                 }
             }
-            // Neighbouring dot products are independent: none waits for the one before.
-            for j in 0..QUADS {
-                let mut w = [C::quads::<S>(self.codes, j, self.unpacked); N];
-                for n in 1..N {
-                    let unpacked = self.unpacked.wrapping_add(n * self.unpacked_apart);
-                    w[n] = C::quads::<S>(self.codes.wrapping_add(n * self.apart * C::BYTES), j, unpacked);
-                }
-                for t in 0..T {
-                    let x = S::splat_quads(self.q.add(t * 2 * GROUP + 8 * j));
-                    for n in 0..N {
-                        dots[n][t] = S::dot_codes(dots[n][t], w[n], x);
+            // Neighbouring dot products are independent: none waits for the one before. Written out, since the compiler leaves a loop
+            // with assembler in it as it is.
+            macro_rules! quad {
+                ($($j:literal)*) => {$({
+                    let mut w = [C::quads::<S>(self.codes, $j, self.unpacked); N];
+                    for n in 1..N {
+                        let unpacked = self.unpacked.wrapping_add(n * self.unpacked_apart);
+                        w[n] = C::quads::<S>(self.codes.wrapping_add(n * self.apart * C::BYTES), $j, unpacked);
                     }
-                }
+                    for t in 0..T {
+                        let x = S::splat_quads(self.q.add(t * 2 * GROUP + 8 * $j));
+                        for n in 0..N {
+                            dots[n][t] = S::dot_codes(dots[n][t], w[n], x);
+                        }
+                    }
+                })*};
             }
+            quad!(0 1 2 3 4 5 6 7);
             let mut scale = [S::load_b(self.scales.cast()); N];
             for n in 1..N {
                 scale[n] = S::load_b(self.scales.add(n * self.apart * SCALES).cast());
@@ -343,7 +347,7 @@ unsafe fn some_tiles<S: Simd, const N: usize>(job: &Job<'_>, weights: &Paired, t
         Wanted { codes, scales: scales.cast(), steps, apart: all }
     };
     let units = weights.units.as_ptr().wrapping_add(tile * UNITS);
-    if job.rows.len() <= S::TILE_TOKENS {
+    if job.rows.len() <= NIBBLE_PASSES * S::CODE_TOKENS / S::TILES {
         let (codes, scales) = at(tile * all);
         let (unpacked, unpacked_apart) = (std::ptr::null_mut(), 0);
         let strip = Strip { tile, codes, unpacked, unpacked_apart, scales, units, spans: 0..spans };
