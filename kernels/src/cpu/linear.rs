@@ -24,7 +24,6 @@ use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::memory::Shared;
 use crate::packed::{Layout, Packed, TILE_ROWS};
-use crate::paired::Paired;
 use crate::pool::{Ahead, Pool, RUNS, share};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -114,7 +113,7 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
     // SAFETY: forwarded.
     unsafe {
         match &job.weights.layout {
-            Layout::Paired(weights) => dispatch!(isa, fn four(job: &Job<'_>, weights: &Paired)),
+            Layout::Paired(weights) => dispatch!(isa, fn four(job: &Job<'_>, weights: &crate::paired::Paired)),
             Layout::Four { .. } => unreachable!("4-bit weights are paired here"),
             Layout::Eight { codes, scales } => {
                 let (codes, scales) = (codes.as_ptr(), scales.as_ptr());

@@ -24,7 +24,7 @@
 //! lie evenly about zero, those with an outlier least of all, and the error is a third. It lies the same way:
 //!
 //! ```text
-//! q      [block][group][16 rows][32]          i8
+//! q      [block][group][16 rows][32]          i8, or i16 of q + shift: `Simd::WIDE`
 //! scale  [block][group][16 rows]              f32   x ≈ scale · (q + shift)
 //! shift  [block][group][16 rows]              i32
 //! bias   [block][group][16 rows]              i32   −128 · Σ (q + shift)
