@@ -5,7 +5,7 @@
 //! `vpdpbusd`, and a register of results is 16 consecutive outputs.
 //!
 //! ```text
-//! Four   codes   [tile][group] 4 × 64 B; byte 64j + 4r + b: low nibble = row r, column 4j + b of the group,
+//! Grouped codes  [tile][group] 4 × 64 B; byte 64j + 4r + b: low nibble = row r, column 4j + b of the group,
 //!                              high nibble = column 16 + 4j + b        weight = d · code + m
 //!        scales  [tile][group] 16 × d, 16 × m   (f16)
 //! Eight  codes   [tile][group] 8 × 64 B; byte 64j + 4r + b = row r, column 4j + b, plus 128
@@ -15,7 +15,7 @@
 //! Brain  values  [tile][pair of columns] 16 × 2 (bf16 bits); an odd number of columns ends in zeros
 //! ```
 //!
-//! The CPU has 4-bit weights in pairs of groups instead (`paired.rs`).
+//! The CPU has 4-bit weights in pairs of groups instead (`paired.rs`): they are what a layout's first kind is a parameter for.
 
 use crate::cpu::simd::LANES;
 use crate::memory::{Buffer, Shared};
@@ -49,20 +49,33 @@ pub enum PackError {
     Mixed { first: usize, other: usize },
 }
 
-/// One packed matrix.
-pub(crate) struct Packed {
+/// One packed matrix, its 4-bit weights as the backend has them.
+pub(crate) struct Packed<Four> {
     pub rows: usize,
     pub cols: usize,
-    pub layout: Layout,
+    pub layout: Layout<Four>,
 }
 
-pub(crate) enum Layout {
-    Four { codes: Buffer<u8>, scales: Buffer<u16> },
-    Paired(Paired),
+pub(crate) enum Layout<Four> {
+    Four(Four),
     Eight { codes: Buffer<u8>, scales: Buffer<u16> },
     Half(Buffer<u16>),
     Brain(Buffer<u16>),
     Single(Buffer<f32>),
+}
+
+/// 4-bit weights of one group after the other.
+pub(crate) struct Grouped {
+    pub codes: Buffer<u8>,
+    pub scales: Buffer<u16>,
+}
+
+impl Grouped {
+    /// Repacks a checked matrix of 4-bit groups, tiles in parallel.
+    pub(crate) fn new(stored: Stored<'_>, pool: &mut Pool) -> Grouped {
+        let (codes, scales) = pack_groups(stored, pool, 256, 32);
+        Grouped { codes, scales }
+    }
 }
 
 /// Thirty-two weights of one row on their way into a layout.
@@ -115,20 +128,13 @@ fn run<T>(data: &[T], (tile, tiles): (usize, usize), step: usize) -> (usize, usi
     (data[data.len() / tiles * tile..].as_ptr().addr(), step * size_of::<T>())
 }
 
-impl Packed {
-    /// Repacks a checked matrix for the CPU; `piece` as `Isa::piece`.
-    pub(crate) fn paired(stored: Stored<'_>, piece: usize, pool: &mut Pool) -> Packed {
-        match stored.dtype {
-            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => {
-                let layout = Layout::Paired(Paired::new(stored, piece, pool));
-                Packed { rows: stored.rows, cols: stored.cols, layout }
-            }
-            _ => Packed::new(stored, pool),
-        }
-    }
-
-    /// Repacks a checked matrix, tiles in parallel.
-    pub(crate) fn new(stored: Stored<'_>, pool: &mut Pool) -> Packed {
+impl<Four> Packed<Four> {
+    /// Repacks a checked matrix, tiles in parallel; `four` does it where it is of 4 bits.
+    pub(crate) fn new(
+        stored: Stored<'_>,
+        pool: &mut Pool,
+        four: impl FnOnce(Stored<'_>, &mut Pool) -> Four,
+    ) -> Packed<Four> {
         let (rows, cols) = (stored.rows, stored.cols);
         let tiles = rows.div_ceil(TILE_ROWS);
         let layout = match stored.dtype {
@@ -160,10 +166,7 @@ impl Packed {
                 });
                 Layout::Brain(values)
             }
-            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => {
-                let (codes, scales) = pack_groups(stored, pool, 256, 32);
-                Layout::Four { codes, scales }
-            }
+            Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q4_K => Layout::Four(four(stored, pool)),
             _ => {
                 let (codes, scales) = pack_groups(stored, pool, 512, 16);
                 Layout::Eight { codes, scales }
@@ -175,12 +178,14 @@ impl Packed {
     pub(crate) fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)
     }
+}
 
+impl Packed<Paired> {
     /// Bytes the matrix takes.
     pub(crate) fn bytes(&self) -> usize {
         match &self.layout {
-            Layout::Four { codes, scales } | Layout::Eight { codes, scales } => codes.len() + 2 * scales.len(),
-            Layout::Paired(paired) => paired.bytes(),
+            Layout::Four(paired) => paired.bytes(),
+            Layout::Eight { codes, scales } => codes.len() + 2 * scales.len(),
             Layout::Half(values) | Layout::Brain(values) => 2 * values.len(),
             Layout::Single(values) => 4 * values.len(),
         }
@@ -191,8 +196,7 @@ impl Packed {
         let tiles = self.tiles();
         let floats = GROUP * TILE_ROWS;
         match &self.layout {
-            Layout::Four { codes, scales } => [run(codes, (tile, tiles), 256), run(scales, (tile, tiles), 32)],
-            Layout::Paired(Paired { codes, scales, .. }) => {
+            Layout::Four(Paired { codes, scales, .. }) => {
                 [run(codes, (tile, tiles), paired::CODE_BYTES), run(scales, (tile, tiles), paired::SCALES)]
             }
             Layout::Eight { codes, scales } => [run(codes, (tile, tiles), 512), run(scales, (tile, tiles), 16)],
@@ -207,18 +211,7 @@ impl Packed {
         let groups = self.cols / GROUP;
         let scale = |bits: u16| f16::from_bits(bits).to_f32();
         match &self.layout {
-            Layout::Four { codes, scales } => {
-                for (g, out) in out[..self.cols].chunks_exact_mut(GROUP).enumerate() {
-                    let at = tile * groups + g;
-                    let (d, m) = (scale(scales[at * 32 + r]), scale(scales[at * 32 + 16 + r]));
-                    for (k, x) in out.iter_mut().enumerate() {
-                        let byte = codes[at * 256 + 64 * (k % 16 / 4) + 4 * r + k % 4];
-                        let code = if k < 16 { byte & 15 } else { byte >> 4 };
-                        *x = f32::from(code).mul_add(d, m);
-                    }
-                }
-            }
-            Layout::Paired(paired) => paired.read_row(tile, r, &mut out[..self.cols]),
+            Layout::Four(paired) => paired.read_row(tile, r, &mut out[..self.cols]),
             Layout::Eight { codes, scales } => {
                 for (g, out) in out[..self.cols].chunks_exact_mut(GROUP).enumerate() {
                     let at = tile * groups + g;
@@ -385,7 +378,8 @@ mod tests {
         for dtype in DTYPES {
             for (rows, cols) in [(1, 256), (16, 512), (45, 768)] {
                 let data = vec![0; rows * dtype.row_bytes(cols).expect("whole blocks")];
-                let packed = Packed::paired(Stored { dtype, rows, cols, data: &data }, 4, &mut pool);
+                let stored = Stored { dtype, rows, cols, data: &data };
+                let packed = Packed::new(stored, &mut pool, |stored, pool| Paired::new(stored, 4, pool));
                 assert_eq!(packed_bytes(dtype, rows, cols), packed.bytes() as u64, "{dtype:?} {rows} × {cols}");
             }
         }

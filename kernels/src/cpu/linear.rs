@@ -18,12 +18,13 @@ use self::brain::{exact, rounded};
 use self::eight::eight;
 use self::float::{half, single};
 use self::four::four;
+use super::Packed;
 use super::activation;
 use super::rows::{BLOCK_ROWS, Rows, RowsOut};
 use super::simd::{Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::memory::Shared;
-use crate::packed::{Layout, Packed, TILE_ROWS};
+use crate::packed::{Layout, TILE_ROWS};
 use crate::pool::{Ahead, Pool, RUNS, share};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -113,8 +114,7 @@ unsafe fn run(isa: Isa, job: &Job<'_>) {
     // SAFETY: forwarded.
     unsafe {
         match &job.weights.layout {
-            Layout::Paired(weights) => dispatch!(isa, fn four(job: &Job<'_>, weights: &crate::paired::Paired)),
-            Layout::Four { .. } => unreachable!("4-bit weights are paired here"),
+            Layout::Four(weights) => dispatch!(isa, fn four(job: &Job<'_>, weights: &crate::paired::Paired)),
             Layout::Eight { codes, scales } => {
                 let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
                 dispatch!(isa, fn eight(job: &Job<'_>, codes: *const u8, scales: *const u16))
@@ -206,7 +206,7 @@ fn ahead(runs: [(usize, usize); RUNS]) -> Ahead {
 /// Panics where rows are not in the form that `matrix` reads.
 fn check_form(matrix: &Packed, x: &Rows) {
     let there = match matrix.layout {
-        Layout::Paired(_) | Layout::Four { .. } => x.form.q8,
+        Layout::Four(_) => x.form.q8,
         Layout::Eight { .. } => x.form.shifted,
         Layout::Brain(_) => x.form.bf16 || x.form.f32,
         Layout::Half(_) | Layout::Single(_) => x.form.f32,

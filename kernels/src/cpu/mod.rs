@@ -21,7 +21,8 @@ use crate::backend::{
 };
 use crate::low_rank::{LowRankMemory, LowRankUpdate};
 use crate::memory::{Buffer, Shared};
-use crate::packed::{GROUP, Layout, PackError, Packed, Stored, TILE_ROWS};
+use crate::packed::{GROUP, Layout, PackError, Stored, TILE_ROWS};
+use crate::paired::Paired;
 use crate::pool::{Pool, share};
 use linear::Store;
 use order::Order;
@@ -46,6 +47,9 @@ pub struct CpuBackend {
     order: Order,
     ranked: Ranked,
 }
+
+/// A matrix as the CPU multiplies it.
+type Packed = crate::packed::Packed<Paired>;
 
 /// Matrices of one linear layer, side by side.
 pub struct Linear {
@@ -271,7 +275,8 @@ impl Backend for CpuBackend {
             if part.cols != parts[0].cols {
                 return Err(PackError::Mixed { first: parts[0].cols, other: part.cols });
             }
-            matrices.push(Packed::paired(*part, self.isa.piece(), &mut self.pool));
+            let piece = self.isa.piece();
+            matrices.push(Packed::new(*part, &mut self.pool, |part, pool| Paired::new(part, piece, pool)));
         }
         Ok(Linear { matrices, number: self.order.add() })
     }
@@ -313,7 +318,7 @@ impl Backend for CpuBackend {
     fn form(&self, layer: &Linear) -> Form {
         layer.matrices.iter().fold(Form::default(), |form, m| {
             form.and(match m.layout {
-                Layout::Paired(_) | Layout::Four { .. } => Form::Q8,
+                Layout::Four(_) => Form::Q8,
                 Layout::Eight { .. } => Form::SHIFTED,
                 Layout::Brain(_) if self.row_dtype == RowDtype::Bf16 => Form::BF16,
                 Layout::Brain(_) | Layout::Half(_) | Layout::Single(_) => Form::F32,

@@ -6,9 +6,9 @@ use super::launch::{Arg, Launch};
 use super::matrix::Matrix;
 use super::memory::Device;
 use super::rows::Rows;
-use super::weights::{Weights, upload};
+use super::weights::{Packed, Weights, upload};
 use crate::cpu::Form;
-use crate::packed::{GROUP, PackError, Packed, Stored};
+use crate::packed::{GROUP, Grouped, PackError, Stored};
 use crate::pool::Pool;
 
 /// Up to this many rows the small tile of the linear kernels is used. All tiles give the same bits.
@@ -48,7 +48,7 @@ impl Linear {
             if part.cols != parts[0].cols {
                 return Err(PackError::Mixed { first: parts[0].cols, other: part.cols });
             }
-            matrices.push(Packed::new(*part, pool));
+            matrices.push(Packed::new(*part, pool, Grouped::new));
         }
         Ok(Linear { parts: upload(device, &matrices) })
     }

@@ -4,7 +4,7 @@
 
 use super::memory::{Bytes, Device, DeviceBuffer};
 use crate::memory::Buffer;
-use crate::packed::{GROUP, Layout, Packed, TILE_ROWS};
+use crate::packed::{GROUP, Grouped, Layout, TILE_ROWS};
 
 /// Columns a step of the float kernels.
 const STEP: usize = 16;
@@ -36,10 +36,9 @@ impl Kind {
         }
     }
 
-    fn of(layout: &Layout) -> Kind {
+    fn of(layout: &Layout<Grouped>) -> Kind {
         match layout {
-            Layout::Four { .. } => Kind::Four,
-            Layout::Paired(_) => unreachable!("only the CPU has 4-bit weights in pairs"),
+            Layout::Four(_) => Kind::Four,
             Layout::Eight { .. } => Kind::Eight,
             Layout::Half(_) => Kind::Half,
             Layout::Brain(_) => Kind::Brain,
@@ -47,6 +46,9 @@ impl Kind {
         }
     }
 }
+
+/// A matrix packed on the host.
+pub(super) type Packed = crate::packed::Packed<Grouped>;
 
 /// One matrix, or several of one kind whose tiles follow each other.
 pub(super) struct Weights {
@@ -83,14 +85,13 @@ fn upload_one(device: &Device, kind: Kind, parts: &[Packed]) -> Weights {
     let cols = parts[0].cols;
     for part in parts {
         match &part.layout {
-            Layout::Four { codes: from, scales: of } => {
+            Layout::Four(Grouped { codes: from, scales: of }) => {
                 codes.extend(fragments(from, 4, 0));
                 // A row's scale and minimum side by side.
                 for group in of.chunks_exact(2 * TILE_ROWS) {
                     scales.extend((0..TILE_ROWS).flat_map(|r| [group[r], group[TILE_ROWS + r]]));
                 }
             }
-            Layout::Paired(_) => unreachable!("only the CPU has 4-bit weights in pairs"),
             Layout::Eight { codes: from, scales: of } => {
                 // Stored plus 128; signed here.
                 codes.extend(fragments(from, 8, 0x8080_8080));
