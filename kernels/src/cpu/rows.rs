@@ -616,8 +616,7 @@ impl RowsOut {
         // SAFETY: by the contract above.
         unsafe {
             let (group, shift) = quantise_shifted::<S>(x);
-            let bytes = if S::WIDE { 2 * GROUP } else { GROUP };
-            S::store_shifted(out.q.at(place * bytes), group.codes, S::splat(shift));
+            S::store_shifted(out.q.at(place * S::SHIFTED_BYTES), group.codes, S::splat(shift));
             *out.scale.at(place) = group.scale;
             *out.shift.at(place) = shift as i32;
             // Whole numbers below 2^14: the sum is exact in any order.

@@ -23,11 +23,6 @@ const SCALES: usize = LANES;
 /// Quads of columns in a group.
 const QUADS: usize = GROUP / 4;
 
-/// Bytes of a row's group.
-const fn group_bytes<S: Simd>() -> usize {
-    if S::WIDE { 2 * GROUP } else { GROUP }
-}
-
 /// Of a group's codes, sixteen rows.
 type CodeSums = [i32; LANES];
 
@@ -60,7 +55,7 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
     let x = &job.x.shifted;
     // SAFETY: a strip's groups are inside the tiles and the row; offsets stay inside both.
     unsafe {
-        let mut q = x.q.as_ptr().add(place * group_bytes::<S>());
+        let mut q = x.q.as_ptr().add(place * S::SHIFTED_BYTES);
         let mut scale = x.scale.as_ptr().add(place);
         let mut shift = x.shift.as_ptr().add(place);
         let mut bias = x.bias.as_ptr().add(place);
@@ -81,7 +76,7 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
                     w[n] = S::load_b(codes.add(n * row_groups * CODE_BYTES + 64 * j));
                 }
                 for t in 0..T {
-                    let x = S::splat_shifted(q.add(t * group_bytes::<S>()), j);
+                    let x = S::splat_shifted(q.add(t * S::SHIFTED_BYTES), j);
                     for n in 0..N {
                         dot[n][t] = S::dot_shifted(dot[n][t], w[n], x);
                     }
@@ -97,7 +92,7 @@ unsafe fn products<S: Simd, const N: usize, const T: usize>(
                     acc[n][t] = S::fma(S::to_f(dot[n][t]), S::mul(w[n], scale), acc[n][t]);
                 }
             }
-            q = q.add(BLOCK_ROWS * group_bytes::<S>());
+            q = q.add(BLOCK_ROWS * S::SHIFTED_BYTES);
             scale = scale.add(BLOCK_ROWS);
             shift = shift.add(BLOCK_ROWS);
             bias = bias.add(BLOCK_ROWS);

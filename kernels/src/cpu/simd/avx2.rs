@@ -62,34 +62,31 @@ unsafe fn dot_narrow(acc: __m256i, u: __m256i, s: __m256i) -> __m256i {
     unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))) }
 }
 
-/// Adds the products of bytes two by two to words. The compiler would add products to one another first, and then keep them and
-/// the sums in memory, for want of registers.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn add_words(sums: Two<__m256i>, u: Two<__m256i>, s: __m256i) -> Two<__m256i> {
-    let Two(mut low, mut high) = sums;
-    // SAFETY: AVX2 is available where `Avx2` is used; only the named registers are touched.
-    unsafe {
-        asm!("vpmaddubsw {p}, {u}, {s}", "vpmaddubsw {q}, {v}, {s}", "vpaddw {low}, {low}, {p}", "vpaddw {high}, {high}, {q}",
-            p = out(ymm_reg) _, q = out(ymm_reg) _, low = inout(ymm_reg) low, high = inout(ymm_reg) high,
-            u = in(ymm_reg) u.0, v = in(ymm_reg) u.1, s = in(ymm_reg) s, options(pure, nomem, nostack, preserves_flags));
-    }
-    Two(low, high)
+/// Adds products two by two to sums. The compiler would add products to one another first, and then keep them and the sums in
+/// memory, for want of registers.
+macro_rules! add_products {
+    ($name:ident, $multiply:literal, $add:literal) => {
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn $name(sums: Two<__m256i>, u: Two<__m256i>, s: __m256i) -> Two<__m256i> {
+            let Two(mut low, mut high) = sums;
+            // SAFETY: AVX2 is available where `Avx2` is used; only the named registers are touched.
+            unsafe {
+                asm!(
+                    concat!($multiply, " {p}, {u}, {s}"), concat!($multiply, " {q}, {v}, {s}"),
+                    concat!($add, " {low}, {low}, {p}"), concat!($add, " {high}, {high}, {q}"),
+                    p = out(ymm_reg) _, q = out(ymm_reg) _, low = inout(ymm_reg) low, high = inout(ymm_reg) high,
+                    u = in(ymm_reg) u.0, v = in(ymm_reg) u.1, s = in(ymm_reg) s,
+                    options(pure, nomem, nostack, preserves_flags)
+                );
+            }
+            Two(low, high)
+        }
+    };
 }
-
-/// The same of words, to sums of 32 bits.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn add_doubles(sums: Two<__m256i>, u: Two<__m256i>, s: __m256i) -> Two<__m256i> {
-    let Two(mut low, mut high) = sums;
-    // SAFETY: as above.
-    unsafe {
-        asm!("vpmaddwd {p}, {u}, {s}", "vpmaddwd {q}, {v}, {s}", "vpaddd {low}, {low}, {p}", "vpaddd {high}, {high}, {q}",
-            p = out(ymm_reg) _, q = out(ymm_reg) _, low = inout(ymm_reg) low, high = inout(ymm_reg) high,
-            u = in(ymm_reg) u.0, v = in(ymm_reg) u.1, s = in(ymm_reg) s, options(pure, nomem, nostack, preserves_flags));
-    }
-    Two(low, high)
-}
+// Of bytes, to words; and of words, to sums of 32 bits.
+add_products!(add_words, "vpmaddubsw", "vpaddw");
+add_products!(add_doubles, "vpmaddwd", "vpaddd");
 
 macro_rules! both {
     ($f:ident($a:expr)) => {

@@ -3,6 +3,7 @@
 //! A kernel is a generic function over [`Simd`], inlined into one entry point an ISA (see `dispatch!`). Every
 //! method is defined lane by lane, down to rounding and reduction order, so that all ISAs give the same bits.
 
+use crate::packed::GROUP;
 use crate::paired::order;
 
 #[cfg(target_arch = "x86_64")]
@@ -143,6 +144,8 @@ pub(crate) trait Simd: Copy + 'static {
     const PIECE: usize;
     /// Whether the shifted form is words, which include the shift.
     const WIDE: bool = false;
+    /// Bytes of a group in that form.
+    const SHIFTED_BYTES: usize = if Self::WIDE { 2 * GROUP } else { GROUP };
     /// Tokens a linear kernel keeps in registers at once.
     const TILE_TOKENS: usize;
     /// Tokens whose [`Simd::Dots`] it keeps there.
