@@ -236,7 +236,9 @@ unsafe fn level_block<S: Simd>(level: &Level<'_>, block: usize) {
             for pair in 0..some.div_ceil(2) {
                 let at = (block * groups.div_ceil(2) + first / 2 + pair) * 4 * BLOCK_ROWS;
                 for (i, values) in [&scale, &sum].into_iter().enumerate() {
-                    let [even, odd] = [0, 1].map(|h| S::mul(values[2 * pair + h], inverse[i]));
+                    // Not in a closure: one has no target features, and what it calls isn't inlined.
+                    let (even, odd) =
+                        (S::mul(values[2 * pair], inverse[i]), S::mul(values[2 * pair + 1], inverse[i]));
                     S::store_words(level.words.at(at + i * 2 * BLOCK_ROWS), even, odd);
                 }
             }
