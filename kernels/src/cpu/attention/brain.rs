@@ -8,6 +8,7 @@ use super::cached::{Cached, PARTS, Span};
 use super::plan::SPAN;
 use crate::backend::AttentionShape;
 use crate::memory::Shared;
+use std::mem::MaybeUninit;
 
 #[derive(Clone, Copy)]
 pub(super) struct Brain {
@@ -72,7 +73,7 @@ impl Brain {
         &self,
         (values, next_keys): (&[*const u16; PARTS], &[*const u16; PARTS]),
         (tokens, d): (usize, usize),
-        weights: &[[S::Rounded; SPAN]; R],
+        weights: &[MaybeUninit<[S::Rounded; SPAN]>; R],
         shrink: &[S::F; R],
         out: *mut f32,
     ) {
@@ -98,7 +99,7 @@ impl Brain {
                         S::prefetch(next_keys[p].add(offset + v * 2 * LANES).cast());
                     }
                     for r in 0..R {
-                        let w = S::splat_pair(weights[r].as_ptr().add(2 * pair));
+                        let w = S::splat_pair(weights[r].as_ptr().cast::<S::Rounded>().add(2 * pair));
                         for v in 0..V {
                             acc[r][v] = S::dot_pairs(acc[r][v], x[v], w);
                         }
@@ -203,12 +204,12 @@ impl Cached for Brain {
     ) {
         let parts = (&self.values(span.head, &span.parts), &self.keys(span.head, &span.next));
         let dim = self.geometry.head_dim;
-        let mut rounded = [[S::Rounded::default(); SPAN]; R];
-        // SAFETY: by the trait's contract.
+        let mut rounded = [const { MaybeUninit::<[S::Rounded; SPAN]>::uninit() }; R];
+        // SAFETY: by the trait's contract, there are no tokens beyond `P` parts.
         unsafe {
             for r in 0..R {
                 for p in 0..P {
-                    S::store_rounded(rounded[r].as_mut_ptr().add(p * LANES), weights[r][p]);
+                    S::store_rounded(rounded[r].as_mut_ptr().cast::<S::Rounded>().add(p * LANES), weights[r][p]);
                 }
             }
             let mut d = 0;
