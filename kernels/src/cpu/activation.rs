@@ -2,10 +2,11 @@
 
 use super::norm::{Lanes, Place, load_part, put_pieces, store_part};
 use super::rows::BLOCK_ROWS;
-use super::simd::{Isa, LANES, Simd, dispatch};
+use super::simd::{Apart, Isa, LANES, Simd, dispatch};
 use crate::backend::Activation;
 use crate::packed::GROUP;
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// A function of one value.
@@ -86,15 +87,15 @@ impl Function for ReluSquared {
     }
 }
 
-/// Calls a function that is generic over `S` and the [`Function`] of an activation.
+/// Runs a part that is generic over the [`Function`] of an activation.
 macro_rules! with_function {
-    ($activation:expr, $call:ident::<S>($($operand:expr),*)) => {
+    ($activation:expr, $part:ident($rows:expr, $out:expr)) => {
         match $activation {
-            Activation::Silu => $call::<S, Silu>($($operand),*),
-            Activation::Gelu => $call::<S, Gelu>($($operand),*),
-            Activation::GeluTanh => $call::<S, GeluTanh>($($operand),*),
-            Activation::Relu => $call::<S, Relu>($($operand),*),
-            Activation::ReluSquared => $call::<S, ReluSquared>($($operand),*),
+            Activation::Silu => S::apart($part::<Silu>($rows, $out, PhantomData)),
+            Activation::Gelu => S::apart($part::<Gelu>($rows, $out, PhantomData)),
+            Activation::GeluTanh => S::apart($part::<GeluTanh>($rows, $out, PhantomData)),
+            Activation::Relu => S::apart($part::<Relu>($rows, $out, PhantomData)),
+            Activation::ReluSquared => S::apart($part::<ReluSquared>($rows, $out, PhantomData)),
         }
     };
 }
@@ -103,7 +104,7 @@ macro_rules! with_function {
 struct Applied<'a, F> {
     x: &'a [f32],
     up: Option<&'a [f32]>,
-    function: std::marker::PhantomData<F>,
+    function: PhantomData<F>,
 }
 
 impl<S: Simd, F: Function> Lanes<S> for Applied<'_, F> {
@@ -149,24 +150,45 @@ impl Gated<'_> {
 #[inline(always)]
 unsafe fn apply_gated<S: Simd>(rows: Gated<'_>, out: Place) {
     // SAFETY: forwarded.
-    unsafe { with_function!(rows.activation, apply_all::<S>(rows, out)) }
+    unsafe { with_function!(rows.activation, All(rows, out)) }
 }
 
-#[inline(always)]
-unsafe fn apply_all<S: Simd, F: Function>(rows: Gated<'_>, (first, column, out): Place) {
-    let count = rows.values.len() / (2 * rows.width);
-    let mut row = 0;
-    while row < count {
-        // SAFETY: forwarded.
-        unsafe {
-            if count - row >= BLOCK_ROWS && (first + row).is_multiple_of(BLOCK_ROWS) {
-                apply_block::<S, F>(rows, row, (first, column, out));
-                row += BLOCK_ROWS;
-            } else {
-                apply_one::<S, F>(rows.row(row), (first + row, column, out));
-                row += 1;
+/// `F` of all rows.
+struct All<'a, F>(Gated<'a>, Place, PhantomData<F>);
+
+impl<F: Function> Apart for All<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let All(rows, (first, column, out), _) = self;
+        let count = rows.values.len() / (2 * rows.width);
+        let mut row = 0;
+        while row < count {
+            // SAFETY: forwarded.
+            unsafe {
+                if count - row >= BLOCK_ROWS && (first + row).is_multiple_of(BLOCK_ROWS) {
+                    apply_block::<S, F>(rows, row, (first, column, out));
+                    row += BLOCK_ROWS;
+                } else {
+                    apply_one::<S, F>(rows.row(row), (first + row, column, out));
+                    row += 1;
+                }
             }
         }
+    }
+}
+
+/// `F` of one row.
+struct One<'a, F>(Row<'a>, Place, PhantomData<F>);
+
+impl<F: Function> Apart for One<'_, F> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: forwarded.
+        unsafe { apply_one::<S, F>(self.0, self.1) }
     }
 }
 
@@ -180,7 +202,7 @@ unsafe fn apply_block<S: Simd, F: Function>(rows: Gated<'_>, row: usize, (first,
         unsafe {
             for r in 0..BLOCK_ROWS {
                 let Row { x, up, .. } = rows.row(row + r);
-                let values = Applied::<F> { x, up, function: std::marker::PhantomData };
+                let values = Applied::<F> { x, up, function: PhantomData };
                 S::store(block.add(r * GROUP), Lanes::<S>::lanes(&values, at));
                 S::store(block.add(r * GROUP + LANES), Lanes::<S>::lanes(&values, at + LANES));
             }
@@ -192,12 +214,12 @@ unsafe fn apply_block<S: Simd, F: Function>(rows: Gated<'_>, row: usize, (first,
 #[inline(always)]
 unsafe fn apply<S: Simd>(row: Row<'_>, out: Place) {
     // SAFETY: forwarded.
-    unsafe { with_function!(row.activation, apply_one::<S>(row, out)) }
+    unsafe { with_function!(row.activation, One(row, out)) }
 }
 
 #[inline(always)]
 unsafe fn apply_one<S: Simd, F: Function>(row: Row<'_>, out: Place) {
-    let values = Applied::<F> { x: row.x, up: row.up, function: std::marker::PhantomData };
+    let values = Applied::<F> { x: row.x, up: row.up, function: PhantomData };
     // SAFETY: forwarded.
     unsafe { put_pieces::<S, _>(row.x.len(), out, values) }
 }

@@ -4,7 +4,7 @@
 
 use super::super::activation::cap_lanes;
 use super::super::rows::{Batch, RowsOut};
-use super::super::simd::{Isa, LANES, Simd, dispatch};
+use super::super::simd::{Apart, Isa, LANES, Simd, dispatch};
 use super::brain::Brain;
 use super::cached::{Cached, PARTS, Span};
 use super::int8::Int8;
@@ -99,54 +99,62 @@ impl Context<'_> {
 
 /// Scores, softmax update and weighted values of `R` rows from `first` on over `P` parts of one span. Keys are read
 /// while the span's values are on their way, and values while the next keys are.
-#[inline(always)]
-unsafe fn update<S: Simd, C: Cached, const R: usize, const P: usize>(
-    job: &Attend<'_, C>,
-    span: &Span,
-    queries: &Queries,
-    (state, first): (State, usize),
-) {
-    // SAFETY: `S` is available; the span and the queries are inside the cache and the step; the state holds `first + R`
-    // rows, and a maximum for each lane from the first one on.
-    unsafe {
-        let mut scores = job.cache.scores::<S, R, P>(span, queries.first + first);
-        let mut highest = [S::splat(f32::NEG_INFINITY); LANES];
-        for r in 0..R {
-            let seen = &queries.seen[first + r];
-            let (from, until) = (seen.start.saturating_sub(span.start), seen.end.saturating_sub(span.start));
-            for p in 0..P {
-                if let Some(cap) = &job.scores.cap {
-                    scores[r][p] = cap_lanes::<S>(scores[r][p], cap.inner, cap.outer);
+struct Update<'a, C, const R: usize, const P: usize> {
+    job: &'a Attend<'a, C>,
+    span: &'a Span,
+    queries: &'a Queries,
+    state: State,
+    first: usize,
+}
+
+impl<C: Cached, const R: usize, const P: usize> Apart for Update<'_, C, R, P> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Update { job, span, queries, state, first } = self;
+        // SAFETY: `S` is available; the span and the queries are inside the cache and the step; the state holds `first + R`
+        // rows, and a maximum for each lane from the first one on.
+        unsafe {
+            let mut scores = job.cache.scores::<S, R, P>(span, queries.first + first);
+            let mut highest = [S::splat(f32::NEG_INFINITY); LANES];
+            for r in 0..R {
+                let seen = &queries.seen[first + r];
+                let (from, until) = (seen.start.saturating_sub(span.start), seen.end.saturating_sub(span.start));
+                for p in 0..P {
+                    if let Some(cap) = &job.scores.cap {
+                        scores[r][p] = cap_lanes::<S>(scores[r][p], cap.inner, cap.outer);
+                    }
+                    if until < (p + 1) * LANES || from > p * LANES {
+                        let at = |token: usize| token.saturating_sub(p * LANES).min(LANES);
+                        scores[r][p] = S::mask_range(scores[r][p], at(from), at(until));
+                    }
+                    highest[r] = S::max(highest[r], scores[r][p]);
                 }
-                if until < (p + 1) * LANES || from > p * LANES {
-                    let at = |token: usize| token.saturating_sub(p * LANES).min(LANES);
-                    scores[r][p] = S::mask_range(scores[r][p], at(from), at(until));
+            }
+            // What concerns a whole row is a lane. Those of other rows stay as they are: nothing exceeds their maxima.
+            let factor = S::splat(job.scores.factor);
+            let before = S::load(state.max(first));
+            let max = S::max(before, S::mul(maxima::<S, R>(highest), factor));
+            S::store(state.max(first), max);
+            let (mut less, mut shrinks) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+            S::store(less.as_mut_ptr(), S::sub(S::zero(), max));
+            S::store(shrinks.as_mut_ptr(), S::exp2(S::sub(before, max)));
+            let mut shrink = [S::zero(); R];
+            for r in 0..R {
+                shrink[r] = S::splat(shrinks[r]);
+                let (less, sum) = (S::splat(less[r]), state.sum(first + r));
+                let mut total = S::mul(S::load(sum), shrink[r]);
+                for p in 0..P {
+                    scores[r][p] = S::exp2(S::fma(scores[r][p], factor, less));
+                    total = S::add(total, scores[r][p]);
                 }
-                highest[r] = S::max(highest[r], scores[r][p]);
+                S::store(sum, total);
             }
+            let tokens = (P * LANES).min(queries.seen[first + R - 1].end - span.start);
+            let values = state.values(first, job.cache.geometry().head_dim);
+            job.cache.add_values::<S, R, P>((span, tokens), &scores, &shrink, values);
         }
-        // What concerns a whole row is a lane. Those of other rows stay as they are: nothing exceeds their maxima.
-        let factor = S::splat(job.scores.factor);
-        let before = S::load(state.max(first));
-        let max = S::max(before, S::mul(maxima::<S, R>(highest), factor));
-        S::store(state.max(first), max);
-        let (mut less, mut shrinks) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-        S::store(less.as_mut_ptr(), S::sub(S::zero(), max));
-        S::store(shrinks.as_mut_ptr(), S::exp2(S::sub(before, max)));
-        let mut shrink = [S::zero(); R];
-        for r in 0..R {
-            shrink[r] = S::splat(shrinks[r]);
-            let (less, sum) = (S::splat(less[r]), state.sum(first + r));
-            let mut total = S::mul(S::load(sum), shrink[r]);
-            for p in 0..P {
-                scores[r][p] = S::exp2(S::fma(scores[r][p], factor, less));
-                total = S::add(total, scores[r][p]);
-            }
-            S::store(sum, total);
-        }
-        let tokens = (P * LANES).min(queries.seen[first + R - 1].end - span.start);
-        let values = state.values(first, job.cache.geometry().head_dim);
-        job.cache.add_values::<S, R, P>((span, tokens), &scores, &shrink, values);
     }
 }
 
@@ -178,7 +186,7 @@ unsafe fn go_through<S: Simd, C: Cached>(
     let begin = (queries.seen[0].start / SPAN * SPAN).max(partition * PARTITION);
     let end = context.len.min((partition + 1) * PARTITION);
     let mut first = 0;
-    // SAFETY: `S` is available; tables cover the context; see `update`.
+    // SAFETY: `S` is available; tables cover the context; see `Update`.
     unsafe {
         state.clear::<S>(queries.rows, job.cache.geometry().head_dim);
         for start in (begin..end).step_by(SPAN) {
@@ -204,7 +212,7 @@ unsafe fn go_through<S: Simd, C: Cached>(
     }
 }
 
-/// [`update`] over as many parts as any of the rows sees; the number of rows.
+/// [`Update`] over as many parts as any of the rows sees; the number of rows.
 #[inline(always)]
 unsafe fn some_parts<S: Simd, C: Cached, const R: usize>(
     job: &Attend<'_, C>,
@@ -215,9 +223,9 @@ unsafe fn some_parts<S: Simd, C: Cached, const R: usize>(
     // SAFETY: forwarded.
     unsafe {
         if queries.seen[first + R - 1].end - span.start > SPAN / 2 {
-            update::<S, C, R, PARTS>(job, span, queries, (state, first));
+            S::apart(Update::<C, R, PARTS> { job, span, queries, state, first });
         } else {
-            update::<S, C, R, { PARTS / 2 }>(job, span, queries, (state, first));
+            S::apart(Update::<C, R, { PARTS / 2 }> { job, span, queries, state, first });
         }
     }
     R

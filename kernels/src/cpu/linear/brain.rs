@@ -4,7 +4,7 @@
 
 use super::{HOT_BYTES, Job, put};
 use crate::cpu::rows::BLOCK_ROWS;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Apart, Simd};
 use crate::packed::{GROUP, TILE_ROWS};
 use std::ops::Range;
 
@@ -88,6 +88,32 @@ unsafe fn rounded_tiles<S: Simd, const T: usize, const N: usize>(
     }
 }
 
+/// `N` tiles from `tile` on, times `T` rows from `row` on.
+struct Tiles<'a, const ROUNDED: bool, const T: usize, const N: usize> {
+    job: &'a Job<'a>,
+    values: *const u16,
+    tile: usize,
+    fetch: bool,
+    row: usize,
+}
+
+impl<const ROUNDED: bool, const T: usize, const N: usize> Apart for Tiles<'_, ROUNDED, T, N> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Tiles { job, values, tile, fetch, row } = self;
+        // SAFETY: forwarded.
+        unsafe {
+            if ROUNDED {
+                rounded_tiles::<S, T, N>(job, values, (tile, fetch), row);
+            } else {
+                exact_tiles::<S, T, N>(job, values, (tile, fetch), row);
+            }
+        }
+    }
+}
+
 /// `T` rows, and up to `N` tiles at once, whose sums keep the processor busy: a sum waits for the one before it. The number
 /// of rows.
 #[inline(always)]
@@ -104,18 +130,10 @@ unsafe fn some_rows<S: Simd, const ROUNDED: bool, const T: usize, const N: usize
             if tile + N <= tiles.end {
                 // As for quantised weights: asked for once, and only where there is time.
                 let fetch = T >= 8 && row == 0;
-                if ROUNDED {
-                    rounded_tiles::<S, T, N>(job, values, (tile, fetch), row);
-                } else {
-                    exact_tiles::<S, T, N>(job, values, (tile, fetch), row);
-                }
+                S::apart(Tiles::<ROUNDED, T, N> { job, values, tile, fetch, row });
                 tile += N;
             } else {
-                if ROUNDED {
-                    rounded_tiles::<S, T, 1>(job, values, (tile, false), row);
-                } else {
-                    exact_tiles::<S, T, 1>(job, values, (tile, false), row);
-                }
+                S::apart(Tiles::<ROUNDED, T, 1> { job, values, tile, fetch: false, row });
                 tile += 1;
             }
         }

@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: one zmm register a vector; with BF16, whose products are one instruction.
 
 use super::portable::EXP2;
-use super::{LANES, Simd, dots_in_lanes};
+use super::{Apart, LANES, Simd, dots_in_lanes};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -17,6 +17,8 @@ pub(crate) trait PairProducts: Copy + 'static {
     const QUERIES: usize;
     /// Registers a vector of them takes.
     const REGISTERS: usize;
+    /// See [`Simd::apart`].
+    unsafe fn apart<A: Apart>(part: A) -> A::Out;
     unsafe fn pairs(v: __m512i) -> Self::Pairs;
     fn rounded(bits: u16) -> Self::Rounded;
     /// The bfloat16 nearest to each lane in the upper half of it.
@@ -52,6 +54,15 @@ impl PairProducts for Narrow {
     const QUERIES: usize = 6;
     const REGISTERS: usize = 1;
 
+    #[inline(always)]
+    unsafe fn apart<A: Apart>(part: A) -> A::Out {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        unsafe fn run<A: Apart>(part: A) -> A::Out {
+            part.run::<Avx512<Narrow>>()
+        }
+        run(part)
+    }
     #[inline(always)]
     unsafe fn pairs(v: __m512i) -> Self::Pairs {
         v
@@ -98,6 +109,15 @@ impl PairProducts for Wide {
     const QUERIES: usize = 12;
     const REGISTERS: usize = 2;
 
+    #[inline(always)]
+    unsafe fn apart<A: Apart>(part: A) -> A::Out {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        unsafe fn run<A: Apart>(part: A) -> A::Out {
+            part.run::<Avx512<Wide>>()
+        }
+        run(part)
+    }
     #[inline(always)]
     unsafe fn pairs(v: __m512i) -> Self::Pairs {
         widen(v)
@@ -192,6 +212,11 @@ impl<P: PairProducts> Simd for Avx512<P> {
     #[inline(always)]
     fn pair_vectors(rows: usize) -> usize {
         (32 - P::REGISTERS) / (rows + P::REGISTERS)
+    }
+
+    #[inline(always)]
+    unsafe fn apart<A: Apart>(part: A) -> A::Out {
+        P::apart(part)
     }
 
     #[inline(always)]

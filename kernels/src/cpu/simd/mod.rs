@@ -1,6 +1,7 @@
 //! Sixteen-lane vectors: the one vocabulary every CPU kernel is written in, and one implementation an ISA.
 //!
-//! A kernel is a generic function over [`Simd`], inlined into one entry point an ISA (see `dispatch!`). Every
+//! A kernel is a generic function over [`Simd`], inlined into one entry point an ISA (see `dispatch!`), or into some (see
+//! [`Simd::apart`]); in a closure nothing is inlined, since it has no target features. Every
 //! method is defined lane by lane, down to rounding and reduction order, so that all ISAs give the same bits.
 
 use crate::packed::GROUP;
@@ -125,6 +126,14 @@ fn slow_bf16_products() -> bool {
     false
 }
 
+/// A part of a kernel that is a function of its own, see [`Simd::apart`].
+pub(crate) trait Apart {
+    type Out;
+    /// # Safety
+    /// `S`'s instructions are available; the rest is the implementation's. It must be `#[inline(always)]`.
+    unsafe fn run<S: Simd>(self) -> Self::Out;
+}
+
 /// Sixteen f32 (`F`), sixteen i32 (`I`), or sixty-four bytes as sixteen lanes of four (`B`).
 ///
 /// # Safety
@@ -159,6 +168,10 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// Vectors of pairs that fit the registers beside their sums with `rows` rows.
     fn pair_vectors(rows: usize) -> usize;
+
+    /// Runs `part` as a function of its own, compiled for this ISA. A kernel in one piece takes the compiler minutes: some of its
+    /// passes take the square of a function's size.
+    unsafe fn apart<A: Apart>(part: A) -> A::Out;
 
     unsafe fn zero() -> Self::F;
     unsafe fn splat(x: f32) -> Self::F;

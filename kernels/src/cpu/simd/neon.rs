@@ -1,7 +1,7 @@
 //! NEON, which every 64-bit ARM has: four 128-bit registers a vector; with dot products of bytes where Armv8.2 has them.
 
 use super::portable::EXP2;
-use super::{Simd, dots_in_lanes};
+use super::{Apart, Simd, dots_in_lanes};
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
@@ -111,6 +111,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     #[inline(always)]
     fn pair_vectors(rows: usize) -> usize {
         (32 - 4) / (4 * rows + 8)
+    }
+
+    #[inline(never)]
+    unsafe fn apart<A: Apart>(part: A) -> A::Out {
+        part.run::<Self>()
     }
 
     #[inline(always)]

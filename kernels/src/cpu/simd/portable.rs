@@ -1,6 +1,6 @@
 //! Plain Rust: the definition of every vector operation, and what runs where there is nothing better.
 
-use super::{LANES, Simd, dots_in_lanes};
+use super::{Apart, LANES, Simd, dots_in_lanes};
 use half::{bf16, f16};
 
 #[derive(Clone, Copy)]
@@ -43,6 +43,12 @@ impl Simd for Portable {
 
     fn pair_vectors(rows: usize) -> usize {
         (16 - 2) / (2 * rows + 4)
+    }
+
+    #[inline(never)]
+    unsafe fn apart<A: Apart>(part: A) -> A::Out {
+        // SAFETY: forwarded.
+        unsafe { part.run::<Self>() }
     }
 
     unsafe fn zero() -> Self::F {
