@@ -232,6 +232,25 @@ fn files_stay_short() {
     report("one noun a file", &offenders);
 }
 
+/// A closure has no target features. Where the compiler does not inline it, each operation becomes a call, and vectors pass through
+/// memory.
+#[test]
+fn vectors_stay_out_of_closures() {
+    let mut offenders = Vec::new();
+    let kernels =
+        |file: &&SourceFile| file.path.starts_with("kernels/src/cpu/") && !file.path.ends_with("tests.rs");
+    for file in sources().iter().filter(kernels) {
+        for (number, line) in code_lines(&file.text).iter().enumerate() {
+            // What comes after the parameters.
+            let body = line.match_indices('|').nth(1).map_or("", |(at, _)| &line[at..]);
+            if ["S::", "<S>", "<S,"].iter().any(|operation| body.contains(operation)) {
+                offenders.push(format!("{}:{}: {}", file.path, number + 1, line.trim()));
+            }
+        }
+    }
+    report("vector operations are called from functions compiled for the ISA, not from closures", &offenders);
+}
+
 /// A kernel's source says what it is tested against, and that is there.
 #[test]
 fn kernels_name_references_that_exist() {

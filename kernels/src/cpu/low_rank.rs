@@ -209,7 +209,10 @@ unsafe fn shrink_tile<S: Simd, W: Weights, const T: usize>(
         let a = a.add(rank * stride);
         let mut acc = [[S::zero(); RANK_TILE]; T];
         for at in (0..whole).step_by(LANES) {
-            let x: [S::F; T] = rows.map(|row| S::load(row.add(at)));
+            let mut x = [S::zero(); T];
+            for t in 0..T {
+                x[t] = S::load(rows[t].add(at));
+            }
             for k in 0..RANK_TILE {
                 let a = W::load::<S>(a.add(k * stride + at));
                 for t in 0..T {
@@ -218,7 +221,10 @@ unsafe fn shrink_tile<S: Simd, W: Weights, const T: usize>(
             }
         }
         if whole < inputs {
-            let x: [S::F; T] = rows.map(|row| load_part::<S>(row, whole, inputs, 0.0));
+            let mut x = [S::zero(); T];
+            for t in 0..T {
+                x[t] = load_part::<S>(rows[t], whole, inputs, 0.0);
+            }
             for k in 0..RANK_TILE {
                 let a = W::load::<S>(a.add(k * stride + whole));
                 for t in 0..T {

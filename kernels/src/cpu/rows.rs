@@ -236,7 +236,6 @@ unsafe fn level_block<S: Simd>(level: &Level<'_>, block: usize) {
             for pair in 0..some.div_ceil(2) {
                 let at = (block * groups.div_ceil(2) + first / 2 + pair) * 4 * BLOCK_ROWS;
                 for (i, values) in [&scale, &sum].into_iter().enumerate() {
-                    // Not in a closure: one has no target features, and what it calls isn't inlined.
                     let (even, odd) =
                         (S::mul(values[2 * pair], inverse[i]), S::mul(values[2 * pair + 1], inverse[i]));
                     S::store_words(level.words.at(at + i * 2 * BLOCK_ROWS), even, odd);
@@ -318,8 +317,8 @@ unsafe fn quantise_shifted<S: Simd>(x: *const f32) -> (Quantised<S>, f32) {
         let (scale, inverse) = (range / 253.0, if range == 0.0 { 0.0 } else { 253.0 / range });
         let shift = ((most - least) * 0.5 * inverse).round_ties_even();
         let (inverse, middle) = (S::splat(inverse), S::splat(shift));
-        let code = |v| S::sub(S::round(S::mul(v, inverse)), middle);
-        (Quantised { codes: [code(a), code(b)], scale }, shift)
+        let codes = [S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse))];
+        (Quantised { codes: [S::sub(codes[0], middle), S::sub(codes[1], middle)], scale }, shift)
     }
 }
 
