@@ -1,7 +1,7 @@
 //! AVX2 with FMA and F16C: two ymm registers a vector; with AVX-VNNI, whose byte products are one instruction.
 
 use super::portable::EXP2;
-use super::{Apart, Simd};
+use super::{Apart, Simd, apart_for};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -125,17 +125,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     unsafe fn apart<A: Apart>(part: A) -> A::Out {
-        #[inline(never)]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn plain<A: Apart>(part: A) -> A::Out {
-            part.run::<Avx2<false>>()
-        }
-        #[inline(never)]
-        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-        unsafe fn vnni<A: Apart>(part: A) -> A::Out {
-            part.run::<Avx2<true>>()
-        }
-        if VNNI { vnni(part) } else { plain(part) }
+        if VNNI { apart_for!(AvxVnni, Avx2<true>, part) } else { apart_for!(Avx2, Avx2<false>, part) }
     }
 
     #[inline(always)]

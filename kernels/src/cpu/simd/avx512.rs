@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: one zmm register a vector; with BF16, whose products are one instruction.
 
 use super::portable::EXP2;
-use super::{Apart, LANES, Simd, dots_in_lanes};
+use super::{Apart, LANES, Simd, apart_for, dots_in_lanes};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -56,12 +56,7 @@ impl PairProducts for Narrow {
 
     #[inline(always)]
     unsafe fn apart<A: Apart>(part: A) -> A::Out {
-        #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        unsafe fn run<A: Apart>(part: A) -> A::Out {
-            part.run::<Avx512<Narrow>>()
-        }
-        run(part)
+        apart_for!(Avx512Bf16, Avx512<Narrow>, part)
     }
     #[inline(always)]
     unsafe fn pairs(v: __m512i) -> Self::Pairs {
@@ -111,12 +106,7 @@ impl PairProducts for Wide {
 
     #[inline(always)]
     unsafe fn apart<A: Apart>(part: A) -> A::Out {
-        #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-        unsafe fn run<A: Apart>(part: A) -> A::Out {
-            part.run::<Avx512<Wide>>()
-        }
-        run(part)
+        apart_for!(Avx512, Avx512<Wide>, part)
     }
     #[inline(always)]
     unsafe fn pairs(v: __m512i) -> Self::Pairs {

@@ -1,7 +1,7 @@
 //! Sixteen-lane vectors: the one vocabulary every CPU kernel is written in, and one implementation an ISA.
 //!
 //! A kernel is a generic function over [`Simd`], inlined into one entry point an ISA (see `dispatch!`), or into some (see
-//! [`Simd::apart`]); in a closure nothing is inlined, since it has no target features. Every
+//! [`Simd::apart`]); nothing is sure to be inlined in a closure, which has no target features. Every
 //! method is defined lane by lane, down to rounding and reduction order, so that all ISAs give the same bits.
 
 use crate::packed::GROUP;
@@ -370,34 +370,78 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot_pairs(acc: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F;
 }
 
+/// A function compiled for an ISA of x86: the one place that says which instructions each takes.
+#[cfg(target_arch = "x86_64")]
+macro_rules! compiled_for {
+    (Avx512Bf16, $($function:tt)*) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+        $($function)*
+    };
+    (Avx512, $($function:tt)*) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+        $($function)*
+    };
+    (AvxVnni, $($function:tt)*) => {
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+        $($function)*
+    };
+    (Avx2, $($function:tt)*) => {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        $($function)*
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use compiled_for;
+
+/// [`Simd::apart`] in a function compiled for an ISA of x86, whose vectors are of the type given.
+#[cfg(target_arch = "x86_64")]
+macro_rules! apart_for {
+    ($isa:ident, $vectors:ty, $part:ident) => {{
+        $crate::cpu::simd::compiled_for! { $isa,
+            #[inline(never)]
+            unsafe fn run<A: Apart>(part: A) -> A::Out {
+                // SAFETY: forwarded to the caller of `apart`.
+                unsafe { part.run::<$vectors>() }
+            }
+        }
+        run($part)
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+use apart_for;
+
 /// Runs a generic kernel in the entry point compiled for `isa`.
 ///
 /// `dispatch!(isa, kernel(args…))` calls `kernel::<S>(args…)`; the kernel must be `#[inline(always)]` and unsafe.
 macro_rules! dispatch {
     ($isa:expr, fn $name:ident $(<$(const $g:ident : $gt:ty),+>)? ($($arg:ident : $ty:ty),* $(,)?)) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
-        unsafe fn avx512_bf16($($arg: $ty),*) {
-            // SAFETY: forwarded to the caller of `dispatch!`; the ISA was checked when the `Isa` was chosen.
-            unsafe { $name::<$crate::cpu::simd::Avx512<$crate::cpu::simd::Narrow>>($($arg),*) }
+        $crate::cpu::simd::compiled_for! { Avx512Bf16,
+            unsafe fn avx512_bf16($($arg: $ty),*) {
+                // SAFETY: forwarded to the caller of `dispatch!`; the ISA was checked when the `Isa` was chosen.
+                unsafe { $name::<$crate::cpu::simd::Avx512<$crate::cpu::simd::Narrow>>($($arg),*) }
+            }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-        unsafe fn avx512($($arg: $ty),*) {
-            // SAFETY: as above.
-            unsafe { $name::<$crate::cpu::simd::Avx512<$crate::cpu::simd::Wide>>($($arg),*) }
+        $crate::cpu::simd::compiled_for! { Avx512,
+            unsafe fn avx512($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $name::<$crate::cpu::simd::Avx512<$crate::cpu::simd::Wide>>($($arg),*) }
+            }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn avx2($($arg: $ty),*) {
-            // SAFETY: as above.
-            unsafe { $name::<$crate::cpu::simd::Avx2<false>>($($arg),*) }
+        $crate::cpu::simd::compiled_for! { Avx2,
+            unsafe fn avx2($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $name::<$crate::cpu::simd::Avx2<false>>($($arg),*) }
+            }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-        unsafe fn avx_vnni($($arg: $ty),*) {
-            // SAFETY: as above.
-            unsafe { $name::<$crate::cpu::simd::Avx2<true>>($($arg),*) }
+        $crate::cpu::simd::compiled_for! { AvxVnni,
+            unsafe fn avx_vnni($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $name::<$crate::cpu::simd::Avx2<true>>($($arg),*) }
+            }
         }
         match $isa {
             #[cfg(target_arch = "x86_64")]
