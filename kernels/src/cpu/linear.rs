@@ -287,7 +287,7 @@ pub(crate) fn gated(
     }
     let block_rows = x.rows.clamp(1, WIDE / (2 * UNIT));
     let (blocks, hot) = (x.rows.div_ceil(block_rows), WIDE / (2 * UNIT * block_rows));
-    debug_assert!(blocks == 1 || hot == 1);
+    assert!(blocks == 1 || hot == 1);
     let (all, shares) = (out.cols / UNIT * blocks, (rounds(x.rows), pool.threads()));
     pool.run(shares.0 * shares.1, &|chunk| {
         let mine = share(all, shares, chunk);

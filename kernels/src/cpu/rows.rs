@@ -122,7 +122,7 @@ impl Rows {
     /// Makes room for `rows` × `cols` in `form`; contents are to be written with [`RowsOut::put`].
     pub(crate) fn reset(&mut self, rows: usize, cols: usize, form: Form) -> RowsOut {
         (self.rows, self.cols, self.form) = (rows, cols, form);
-        debug_assert!(!form.grouped() || cols.is_multiple_of(GROUP));
+        assert!(!form.grouped() || cols.is_multiple_of(GROUP));
         let block_rows = rows.next_multiple_of(BLOCK_ROWS);
         let places = block_rows * (cols / GROUP);
         if form.q8 {
@@ -528,7 +528,7 @@ impl RowsOut {
     /// As for [`RowsOut::put`].
     #[inline(always)]
     pub(crate) unsafe fn put_column<S: Simd>(&self, row: usize, first: usize, x: *const f32) {
-        debug_assert!(row.is_multiple_of(BLOCK_ROWS) && first.is_multiple_of(GROUP));
+        assert!(row.is_multiple_of(BLOCK_ROWS) && first.is_multiple_of(GROUP));
         // SAFETY: by the contract above, every place written is ours and inside the buffers.
         unsafe {
             for i in 0..BLOCK_ROWS {
