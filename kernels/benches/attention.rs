@@ -5,70 +5,13 @@
 //! against the machine's read bandwidth (or its cache's, while a layer's context fits). Prefill is bound by
 //! products of bf16 (`vdpbf16ps`, or twice as many of f32): elements are multiply-accumulates, 2 · heads · head_dim for every (query, visible token).
 
+mod default_model;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use default_model::{BLOCK_SIZE, Batch, HEADS};
 use rill_kernels::{
-    AttentionShape, Backend, CacheShape, CpuBackend, Dtype, Isa, KvCache, KvDtype, Matrix, Rope, Rows, Step,
-    StepInput, Stored,
+    Backend, CacheShape, CpuBackend, Dtype, Isa, KvCache, KvDtype, Matrix, Rope, Rows, Step, Stored,
 };
-
-const HEADS: AttentionShape = AttentionShape {
-    heads: 9,
-    kv_heads: 3,
-    head_dim: 64,
-    value_dim: 64,
-    scale: 0.125,
-    window: None,
-    softcap: None,
-};
-const BLOCK_SIZE: usize = 32;
-
-/// One step's input: of each sequence, the last `tokens` of `context`.
-struct Batch {
-    positions: Vec<u32>,
-    slots: Vec<u32>,
-    starts: Vec<u32>,
-    lens: Vec<u32>,
-    tables: Vec<u32>,
-    table_starts: Vec<u32>,
-}
-
-impl Batch {
-    /// Sequences take turns at blocks, as they do when they grow together.
-    fn new(sequences: usize, context: usize, tokens: usize) -> Batch {
-        let blocks = context.div_ceil(BLOCK_SIZE);
-        let block = |sequence: usize, index: usize| (index * sequences + sequence) as u32;
-        let mut batch = Batch {
-            positions: Vec::new(),
-            slots: Vec::new(),
-            starts: vec![0],
-            lens: vec![context as u32; sequences],
-            tables: Vec::new(),
-            table_starts: vec![0],
-        };
-        for sequence in 0..sequences {
-            for position in context - tokens..context {
-                batch.positions.push(position as u32);
-                let offset = (position % BLOCK_SIZE) as u32;
-                batch.slots.push(block(sequence, position / BLOCK_SIZE) * BLOCK_SIZE as u32 + offset);
-            }
-            batch.starts.push(batch.positions.len() as u32);
-            batch.tables.extend((0..blocks).map(|index| block(sequence, index)));
-            batch.table_starts.push(batch.tables.len() as u32);
-        }
-        batch
-    }
-
-    fn input(&self) -> StepInput<'_> {
-        StepInput {
-            positions: &self.positions,
-            slot_mapping: &self.slots,
-            query_starts: &self.starts,
-            context_lens: &self.lens,
-            block_tables: &self.tables,
-            block_table_starts: &self.table_starts,
-        }
-    }
-}
 
 /// A backend, a cache and inputs; every part of the cache is written before it is measured.
 struct Bench {
@@ -90,14 +33,14 @@ impl Bench {
             (0..rows * width).flat_map(|i| ((i * 7919 % 193) as f32 / 96.0 - 1.0).to_le_bytes()).collect();
         let table = Stored { dtype: Dtype::F32, rows, cols: width, data: &values };
         let table = backend.load_linear(&[table]).expect("packs");
-        let blocks = sequences * context.div_ceil(BLOCK_SIZE);
+        let blocks = Batch::blocks(sequences, context);
         let cache = backend.new_kv_cache(CacheShape { blocks, block_size: BLOCK_SIZE }, HEADS);
         let inverse_frequencies = (0..32).map(|i| 1e4_f32.powf(-(i as f32) / 32.0)).collect();
         let rope = Rope { inverse_frequencies, factor: 1.0 };
         let mut bench =
             Bench { backend, rope, cache, qkv: Matrix::default(), step: Step::default(), out: Rows::default() };
         let fill = |batch: &Batch, bench: &mut Bench| {
-            let ids: Vec<u32> = (0..batch.positions.len()).map(|i| (i % rows) as u32).collect();
+            let ids: Vec<u32> = (0..batch.rows()).map(|i| (i % rows) as u32).collect();
             bench.backend.embed(&table, &ids, 1.0, &mut bench.qkv);
             bench.prepare(batch);
         };

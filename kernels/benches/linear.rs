@@ -3,33 +3,12 @@
 //! `cargo bench -p rill-kernels --bench linear`. For one row the limit is memory, and the figure is bytes of weights a
 //! second (small layers stay in caches); for more it is products: elements are multiply-adds.
 
+mod default_model;
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use default_model::weights;
 use rill_kernels::{Backend, CpuBackend, Dtype, Isa, Matrix, Rows, Stored, limits};
 use std::time::Duration;
-
-/// Bytes that are sound blocks: small scales, any codes.
-fn weights(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut block = vec![0_u8; dtype.block_bytes()];
-    let mut data = Vec::with_capacity(rows * dtype.row_bytes(cols).expect("whole blocks"));
-    for _ in 0..rows * cols / dtype.block_len() {
-        for b in &mut block {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            *b = (state >> 56) as u8;
-        }
-        // The scale and, in Q4_1, the minimum: half-precision 2^-10.
-        if dtype == Dtype::BF16 {
-            block[1] = 0x3f;
-        } else {
-            block[..2].copy_from_slice(&0x1400_u16.to_le_bytes());
-        }
-        if dtype == Dtype::Q4_1 {
-            block[2..4].copy_from_slice(&0x9400_u16.to_le_bytes());
-        }
-        data.extend_from_slice(&block);
-    }
-    data
-}
 
 fn linear(c: &mut Criterion) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

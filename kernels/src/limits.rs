@@ -17,6 +17,9 @@ const BLOCK_BYTES: usize = 192;
 /// Rows that meet them together.
 const FEW_ROWS: usize = 2;
 const MOST_ROWS: usize = 8;
+/// Queries that meet keys together.
+const FEW_QUERIES: usize = 4;
+const MOST_QUERIES: usize = 12;
 /// Walks through them before sums of 16 bits are full.
 const WALKS: usize = 10;
 /// Times that between two looks at the clock.
@@ -73,6 +76,29 @@ fn operands() -> Buffer<u8> {
     let mut operands = Buffer::zeroed(OPERAND_BLOCKS * BLOCK_BYTES);
     operands.iter_mut().enumerate().for_each(|(i, byte)| *byte = (i % 5) as u8);
     operands
+}
+
+/// Multiply-accumulates of bf16 a second, of all threads together, as attention takes cached keys and values: one side in the
+/// first-level cache, the other one repeated in all lanes. The best pass of about `time` counts.
+pub fn bf16_macs_per_s(isa: Isa, threads: usize, time: Duration) -> f64 {
+    assert!(isa.available(), "this processor has no {}", isa.name());
+    let keys = keys();
+    let rate = |rows: usize| {
+        best_rate(threads.max(1), time / 2, &|_| {
+            // SAFETY: the ISA is available, and the keys are as many as are read.
+            let sum = unsafe { multiply_pair_rows(isa, &keys, rows) };
+            std::hint::black_box(sum);
+            (REPEATS * WALKS * OPERAND_BLOCKS * rows * 2 * LANES) as f64
+        })
+    };
+    rate(FEW_QUERIES).max(rate(MOST_QUERIES))
+}
+
+/// Ones in bf16.
+fn keys() -> Buffer<u16> {
+    let mut keys = Buffer::zeroed(OPERAND_BLOCKS * 2 * LANES);
+    keys.fill(0x3f80);
+    keys
 }
 
 /// Starts `threads` together, pass after pass until `time` is over; a pass's rate is the work of all ÷ its time.
@@ -174,6 +200,56 @@ unsafe fn multiply_rows(isa: Isa, operands: &[u8], rows: usize) -> f32 {
     sum
 }
 
+/// Keys, a vector of pairs at a time, against `ROWS` queries, over and over.
+///
+/// # Safety
+/// Runs where `S` is available; `keys` holds `OPERAND_BLOCKS` vectors.
+#[inline(always)]
+unsafe fn multiply_pairs<S: Simd, const ROWS: usize>(keys: &[u16]) -> f32 {
+    assert!(keys.len() >= OPERAND_BLOCKS * 2 * LANES);
+    let queries = [S::rounded(0x3f80); 2 * OPERAND_BLOCKS * MOST_QUERIES];
+    // SAFETY: every load is within the length just checked, or the array.
+    unsafe {
+        let mut sums = [S::zero(); ROWS];
+        for _ in 0..REPEATS * WALKS {
+            let (keys, queries) = std::hint::black_box((keys.as_ptr(), queries.as_ptr()));
+            for block in 0..OPERAND_BLOCKS {
+                let key = S::pairs(S::load_b(keys.add(block * 2 * LANES).cast()));
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::dot_pairs(*sum, key, S::splat_pair(queries.add((row * OPERAND_BLOCKS + block) * 2)));
+                }
+            }
+        }
+        let mut total = S::zero();
+        for sum in sums {
+            total = S::add(total, sum);
+        }
+        S::reduce_add(total)
+    }
+}
+
+/// [`multiply_pairs`] with as many rows as are named.
+///
+/// # Safety
+/// As `multiply_pairs`, and `isa` is available.
+unsafe fn multiply_pair_rows(isa: Isa, keys: &[u16], rows: usize) -> f32 {
+    #[inline(always)]
+    unsafe fn some<S: Simd>(keys: &[u16], rows: usize, total: &mut f32) {
+        // SAFETY: passed on to the caller.
+        *total = unsafe {
+            match rows {
+                MOST_QUERIES => multiply_pairs::<S, MOST_QUERIES>(keys),
+                _ => multiply_pairs::<S, FEW_QUERIES>(keys),
+            }
+        };
+    }
+    let mut sum = 0.0;
+    let total = &mut sum;
+    // SAFETY: passed on to the caller.
+    unsafe { dispatch!(isa, fn some(keys: &[u16], rows: usize, total: &mut f32)) }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +272,18 @@ mod tests {
                 // SAFETY: the ISA is available, and the operands are as many as are read.
                 let found = unsafe { multiply_rows(isa, &operands, rows) };
                 assert!((f64::from(found) / expected - 1.0).abs() < 1e-5, "{found} is not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_keys_meet_all_queries() {
+        for rows in [FEW_QUERIES, MOST_QUERIES] {
+            for isa in Isa::ALL.into_iter().filter(|&isa| isa.available() && isa != Isa::Portable) {
+                let expected = (REPEATS * WALKS * OPERAND_BLOCKS * rows * 2 * LANES) as f32;
+                // SAFETY: the ISA is available, and the keys are as many as are read.
+                let found = unsafe { multiply_pair_rows(isa, &keys(), rows) };
+                assert!((found / expected - 1.0).abs() < 1e-5, "{found} is not {expected}");
             }
         }
     }
