@@ -1,4 +1,5 @@
-//! Paged attention: rotate and store this step's keys and values, then attend through the block tables.
+//! Paged attention: rotate and store this step's keys and values, then attend through the block tables. Where each row is the only
+//! one of its sequence, nobody else waits for its keys, and a thread does both in one go.
 //!
 //! Online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135) over spans of 64
 //! tokens at absolute positions. Spans belong to partitions of 256 tokens; each partition starts afresh and the
@@ -79,17 +80,19 @@ pub(super) fn attention(
     };
 
     let (frequencies, rotations) = (step.frequencies, &step.rotations[..]);
+    let stores = step.plan.stores;
     match cache {
-        Either::Brain(cache) => {
+        Either::Brain(cache) if !stores => {
             let job = Store { cache, qkv, heads, input, frequencies, rotations };
             // SAFETY: the ISA is available; sizes are asserted above; rows and slots belong to one chunk each.
             backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { job.brain(isa, row) }));
         }
-        Either::Int8(cache) => {
+        Either::Int8(cache) if !stores => {
             let job = Store { cache, qkv, heads, input, frequencies, rotations };
             // SAFETY: as above.
             backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { job.int8(isa, row) }));
         }
+        _ => {}
     }
 
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
@@ -100,7 +103,8 @@ pub(super) fn attention(
     let (scores, out_rows) = (Scores::new(heads), target);
     match cache {
         Either::Brain(cache) => {
-            let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
+            let store = stores.then_some(Store { cache, qkv, heads, input, frequencies, rotations });
+            let job = Attend { cache, heads, input, store, out: out_rows, scores, plan, states };
             // SAFETY: the ISA is available; what is read of block tables is inside the cache; every output row and head is written by
             // one piece, or by the last of those that share a counter.
             backend
@@ -108,7 +112,8 @@ pub(super) fn attention(
                 .run(plan.chunks(), &|chunk| plan.chunk(chunk).for_each(|piece| unsafe { job.brain(isa, piece) }));
         }
         Either::Int8(cache) => {
-            let job = Attend { cache, heads, input, out: out_rows, scores, plan, states };
+            let store = stores.then_some(Store { cache, qkv, heads, input, frequencies, rotations });
+            let job = Attend { cache, heads, input, store, out: out_rows, scores, plan, states };
             // SAFETY: as above.
             backend
                 .pool

@@ -187,6 +187,15 @@ impl World {
         (0..self.tables.len()).map(|s| vec![(s, 0..self.len(s))]).collect()
     }
 
+    /// All but the last `steps` tokens of each sequence at once, then a token of each at a time.
+    fn decoded(&self, steps: usize) -> Vec<Batch> {
+        let sequences = 0..self.tables.len();
+        let step = |step: usize| sequences.clone().filter_map(move |s| Some((s, self.len(s).checked_sub(step)?)));
+        let first = step(steps).filter(|(_, end)| *end > 0).map(|(s, end)| (s, 0..end)).collect();
+        let others = (1..=steps).rev().map(|left| step(left).map(|(s, at)| (s, at..at + 1)).collect());
+        std::iter::once(first).chain(others).filter(|batch: &Batch| !batch.is_empty()).collect()
+    }
+
     /// Steps of chunks of 1..=`longest` tokens of some sequences in any order, until all are done.
     fn chunked(&self, longest: usize, numbers: &mut Numbers) -> Vec<Batch> {
         let mut done = vec![0; self.tables.len()];
@@ -290,6 +299,7 @@ fn check(backends: &mut [CpuBackend], shape: &Shape, sampled: impl Fn(usize) -> 
         same(&world.run(backend, &world.at_once()), &expected, &format!("{who}, at once"))?;
         if backend.isa() != Isa::Portable {
             same(&world.run(backend, &world.alone()), &expected, &format!("{who}, alone"))?;
+            same(&world.run(backend, &world.decoded(2)), &expected, &format!("{who}, decoded"))?;
         }
     }
     Ok(())

@@ -11,6 +11,7 @@ use super::int8::Int8;
 use super::plan::{Item, PARTITION, Piece, Plan, ROWS_MAX, SPAN};
 use super::query;
 use super::state::{Memory, State};
+use super::store::{Store, store};
 use crate::backend::{AttentionShape, StepInput};
 use crate::memory::Shared;
 use crate::packed::GROUP;
@@ -22,6 +23,8 @@ pub(super) struct Attend<'a, C> {
     pub cache: C,
     pub heads: AttentionShape,
     pub input: StepInput<'a>,
+    /// What is to be stored, where pieces do that first.
+    pub store: Option<Store<'a, C>>,
     pub out: RowsOut,
     pub scores: Scores,
     pub plan: &'a Plan,
@@ -271,6 +274,10 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
     let (mut memory, mut merged) = (Memory::new(), Memory::new());
     let (state, merged) = (memory.state(), merged.state());
     let mut batch = Batch::new();
+    if let Some(job) = &job.store {
+        // SAFETY: `S` is available; the row and its slot are in the batch, and these heads of it nobody else's.
+        unsafe { store::<S, C>(job, item.first_row, piece.heads.clone()) }
+    }
     for head in piece.heads.clone() {
         let queries = Queries::new(job, item, head);
         // SAFETY: `S` is available; both memories and every place in `states` have room for the item's rows; a

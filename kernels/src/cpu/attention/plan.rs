@@ -82,6 +82,8 @@ pub(in crate::cpu) struct Plan {
     /// Where each thread's run of pieces ends: runs cost about the same, and a sequence's pieces stay with the thread that wrote
     /// its keys if all sequences are alike.
     ends: Vec<usize>,
+    /// Whether pieces store what they read: every row is the only one of its sequence, and a KV head of it one piece's.
+    pub(super) stores: bool,
     /// Pieces of a shared head that are not done, and how many there are.
     pub(super) pending: Vec<(AtomicU32, u32)>,
     states: Buffer<f32>,
@@ -115,6 +117,8 @@ impl Plan {
                 states += partitions.len() * State::len(item.rows.len(), heads.padded_dim());
             }
         }
+        let rows = input.positions.len();
+        self.stores = rows == input.context_lens.len() && rows == self.items.len() && self.pending.is_empty();
         self.states.reserve(states);
         self.share_out(threads);
     }

@@ -7,6 +7,7 @@ use super::cached::Cached;
 use super::int8::Int8;
 use super::query;
 use crate::backend::{AttentionShape, StepInput};
+use std::ops::Range;
 
 /// Operands.
 pub(super) struct Store<'a, C> {
@@ -43,8 +44,10 @@ unsafe fn rotate<S: Simd>(x: *const f32, dim: usize, n: usize, rotation: *const 
     }
 }
 
+/// A row's keys and values of some KV heads, and the queries that meet them.
 #[inline(always)]
-unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize) {
+pub(super) unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize, kv_heads: Range<usize>) {
+    let group = job.heads.heads / job.heads.kv_heads;
     let (dim, value_dim, n) = (job.heads.head_dim, job.heads.value_dim, job.frequencies);
     // What a narrow head is filled up with stays zero.
     let mut turned = [0.0_f32; AttentionShape::HEAD_DIM_MAX];
@@ -53,13 +56,13 @@ unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize) {
     unsafe {
         let x = job.qkv.data.as_ptr().add(row * job.qkv.width);
         let rotation = job.rotations.as_ptr().add(row * 2 * n);
-        for head in 0..job.heads.heads {
+        for head in kv_heads.start * group..kv_heads.end * group {
             rotate::<S>(x.add(head * dim), dim, n, rotation, turned.as_mut_ptr());
             job.cache.put_query::<S>(query(job.heads, job.input.positions.len(), row, head), turned.as_ptr());
         }
         let slot = job.input.slot_mapping[row] as usize;
         let last = job.input.query_starts.binary_search(&(row as u32 + 1)).is_ok();
-        for head in 0..job.heads.kv_heads {
+        for head in kv_heads {
             let k = x.add((job.heads.heads + head) * dim);
             let mut v = x.add((job.heads.heads + job.heads.kv_heads) * dim + head * value_dim);
             rotate::<S>(k, dim, n, rotation, turned.as_mut_ptr());
@@ -75,13 +78,13 @@ unsafe fn store<S: Simd, C: Cached>(job: &Store<'_, C>, row: usize) {
 #[inline(always)]
 unsafe fn store_brain<S: Simd>(job: &Store<'_, Brain>, row: usize) {
     // SAFETY: forwarded.
-    unsafe { store::<S, Brain>(job, row) }
+    unsafe { store::<S, Brain>(job, row, 0..job.heads.kv_heads) }
 }
 
 #[inline(always)]
 unsafe fn store_int8<S: Simd>(job: &Store<'_, Int8>, row: usize) {
     // SAFETY: forwarded.
-    unsafe { store::<S, Int8>(job, row) }
+    unsafe { store::<S, Int8>(job, row, 0..job.heads.kv_heads) }
 }
 
 impl Store<'_, Brain> {
