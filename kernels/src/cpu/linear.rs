@@ -64,6 +64,8 @@ struct Job<'a> {
     tiles: Range<usize>,
     x: &'a Rows,
     rows: Range<usize>,
+    /// Whether the thread goes on with the tiles after these.
+    goes_on: bool,
     out: Output,
 }
 
@@ -147,6 +149,11 @@ fn rounds(rows: usize) -> usize {
         4..64 => 5,
         _ => 7,
     }
+}
+
+/// Whether a thread's next chunk follows this one in memory.
+fn goes_on((rounds, threads): (usize, usize), chunk: usize) -> bool {
+    chunk / threads + 1 < rounds
 }
 
 /// Cuts units, which are parts of the rows of a tile or two, tile by tile, into runs of whole tiles and parts of one. A part is as
@@ -234,6 +241,7 @@ pub(crate) fn linear(
     let units = tiles.div_ceil(together) * parts;
     let data = Shared::new(out);
     pool.run(shares.0 * shares.1, &|chunk| {
+        let goes_on = goes_on(shares, chunk);
         for (units, parts) in runs(share(units, shares, chunk), parts) {
             let tiles = units.start * together..tiles.min(units.end * together);
             let rows = parts.start * UNPACKED_ROWS..x.rows.min(parts.end * UNPACKED_ROWS);
@@ -245,7 +253,7 @@ pub(crate) fn linear(
                     let tiles = mine.start - first_tile..until - first_tile;
                     let out = Output { data, stride, first: first + tiles.start * TILE_ROWS, store };
                     // SAFETY: the ISA was detected, forms and sizes are asserted above, and chunks are disjoint tiles or rows.
-                    unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), out }) }
+                    unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), goes_on, out }) }
                     mine.start = until;
                 }
                 (first_tile, first) = (last, first + weights.rows);
@@ -290,7 +298,7 @@ pub(crate) fn gated(
     assert!(blocks == 1 || hot == 1);
     let (all, shares) = (out.cols / UNIT * blocks, (rounds(x.rows), pool.threads()));
     pool.run(shares.0 * shares.1, &|chunk| {
-        let mine = share(all, shares, chunk);
+        let (mine, goes_on) = (share(all, shares, chunk), goes_on(shares, chunk));
         let mut wide = Wide([const { MaybeUninit::uninit() }; WIDE]);
         let data = Shared::uninit(&mut wide.0);
         for at in mine.clone().step_by(hot) {
@@ -302,7 +310,7 @@ pub(crate) fn gated(
                 let tiles = tile..tile + width / TILE_ROWS;
                 let out = Output { data, stride: 2 * width, first: half * width, store: Store::Set };
                 // SAFETY: the ISA was detected, forms and sizes are asserted above, and `wide` is this chunk's.
-                unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), out }) }
+                unsafe { run(isa, &Job { weights, tiles, x, rows: rows.clone(), goes_on, out }) }
             }
             // SAFETY: the values were just written and nobody else has them; columns of units and rows of blocks belong to
             // one chunk each, inside `out`, and the ISA was detected.

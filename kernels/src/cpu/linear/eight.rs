@@ -190,6 +190,7 @@ unsafe fn some_tiles<S: Simd, const N: usize>(
     let groups = job.weights.cols / GROUP;
     let mut code_sums = [const { MaybeUninit::<CodeSums>::uninit() }; PAIR * HOT_GROUPS];
     let mut waiting = [const { MaybeUninit::<[f32; LANES]>::uninit() }; PAIR * UNPACKED_ROWS];
+    let follows = job.goes_on || tile + N < job.tiles.end;
     let at = |group: usize| (codes.wrapping_add(group * CODE_BYTES), scales.wrapping_add(group * SCALES));
     // As many at a time as can be, but about as many each time.
     let step = groups.div_ceil(groups.div_ceil(HOT_GROUPS));
@@ -211,23 +212,20 @@ unsafe fn some_tiles<S: Simd, const N: usize>(
                     }
                 }
                 // The same groups of the tiles after these.
-                let next = (chunk == job.rows.start).then(|| {
+                let next = (follows && chunk == job.rows.start).then(|| {
                     let (codes, scales) = at((tile + N) * groups + first);
                     Wanted { codes, scales: scales.cast(), steps: some.len(), apart: groups }
                 });
                 let (codes, scales) = at(tile * groups + first);
                 let strip = Strip { tile, codes, scales, code_sums: code_sums.as_ptr().cast(), groups: some };
                 let waiting = waiting.as_mut_ptr().cast();
-                match next {
-                    Some(wanted) if rows.len() <= S::TILE_TOKENS => {
-                        let next = AtOnce::<CODE_BYTES, { 2 * SCALES }>::new(wanted);
-                        all_rows::<S, N>(job, &strip, next, rows.clone(), waiting);
-                    }
-                    next => {
-                        let passes = rows.len().div_ceil(S::TILE_TOKENS);
-                        let next = Evenly::<CODE_BYTES, { 2 * SCALES }>::new(next, N, passes);
-                        all_rows::<S, N>(job, &strip, next, rows.clone(), waiting);
-                    }
+                if rows.len() <= S::TILE_TOKENS {
+                    let next = AtOnce::<CODE_BYTES, { 2 * SCALES }>::new(next);
+                    all_rows::<S, N>(job, &strip, next, rows.clone(), waiting);
+                } else {
+                    let passes = rows.len().div_ceil(S::TILE_TOKENS);
+                    let next = Evenly::<CODE_BYTES, { 2 * SCALES }>::new(next, N, passes);
+                    all_rows::<S, N>(job, &strip, next, rows.clone(), waiting);
                 }
             }
         }

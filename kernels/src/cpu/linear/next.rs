@@ -15,6 +15,10 @@ pub(super) struct Wanted {
     pub apart: usize,
 }
 
+impl Wanted {
+    const NOTHING: Wanted = Wanted { codes: std::ptr::null(), scales: std::ptr::null(), steps: 0, apart: 0 };
+}
+
 /// How weights of `N` tiles are asked for while rows pass over as many before them.
 pub(super) trait Ask<const N: usize> {
     /// Rows are about to pass.
@@ -30,8 +34,8 @@ pub(super) struct AtOnce<const CODES: usize, const SCALES: usize> {
 }
 
 impl<const CODES: usize, const SCALES: usize> AtOnce<CODES, SCALES> {
-    pub(super) fn new(wanted: Wanted) -> Self {
-        AtOnce { wanted, passes: 0 }
+    pub(super) fn new(wanted: Option<Wanted>) -> Self {
+        AtOnce { wanted: wanted.unwrap_or(Wanted::NOTHING), passes: usize::from(wanted.is_none()) }
     }
 }
 
@@ -81,9 +85,8 @@ pub(super) struct Evenly<const CODES: usize, const SCALES: usize> {
 impl<const CODES: usize, const SCALES: usize> Evenly<CODES, SCALES> {
     /// `wanted` of `tiles` tiles in `passes` passes. Fewer passes than requests a step ask for a part.
     pub(super) fn new(wanted: Option<Wanted>, tiles: usize, passes: usize) -> Self {
-        let nothing = Wanted { codes: std::ptr::null(), scales: std::ptr::null(), steps: 0, apart: 0 };
         let every = if wanted.is_some() { (passes / (CUTS * tiles)).max(1) } else { usize::MAX };
-        let Wanted { codes, scales, steps, apart } = wanted.unwrap_or(nothing);
+        let Wanted { codes, scales, steps, apart } = wanted.unwrap_or(Wanted::NOTHING);
         let (a_tile, between) = (steps * CUTS, apart - steps);
         Evenly { codes, scales, every, left: every, a_tile, of_tile: a_tile, tiles, between }
     }
