@@ -80,20 +80,6 @@ pub(super) fn attention(
     };
 
     let (frequencies, rotations) = (step.frequencies, &step.rotations[..]);
-    let stores = step.plan.stores;
-    match cache {
-        Either::Brain(cache) if !stores => {
-            let job = Store { cache, qkv, heads, input, frequencies, rotations };
-            // SAFETY: the ISA is available; sizes are asserted above; rows and slots belong to one chunk each.
-            backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { job.brain(isa, row) }));
-        }
-        Either::Int8(cache) if !stores => {
-            let job = Store { cache, qkv, heads, input, frequencies, rotations };
-            // SAFETY: as above.
-            backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { job.int8(isa, row) }));
-        }
-        _ => {}
-    }
 
     // Heads that are no whole groups of the 8-bit form are put side by side in f32 first.
     let whole = !form.grouped() || heads.value_dim.is_multiple_of(GROUP);
@@ -103,7 +89,11 @@ pub(super) fn attention(
     let (scores, out_rows) = (Scores::new(heads), target);
     match cache {
         Either::Brain(cache) => {
-            let store = stores.then_some(Store { cache, qkv, heads, input, frequencies, rotations });
+            let store = Store { cache, qkv, heads, input, frequencies, rotations };
+            if !plan.stores {
+                // SAFETY: the ISA is available; sizes are asserted above; rows and slots belong to one chunk each.
+                backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { store.brain(isa, row) }));
+            }
             let job = Attend { cache, heads, input, store, out: out_rows, scores, plan, states };
             // SAFETY: the ISA is available; what is read of block tables is inside the cache; every output row and head is written by
             // one piece, or by the last of those that share a counter.
@@ -112,7 +102,11 @@ pub(super) fn attention(
                 .run(plan.chunks(), &|chunk| plan.chunk(chunk).for_each(|piece| unsafe { job.brain(isa, piece) }));
         }
         Either::Int8(cache) => {
-            let store = stores.then_some(Store { cache, qkv, heads, input, frequencies, rotations });
+            let store = Store { cache, qkv, heads, input, frequencies, rotations };
+            if !plan.stores {
+                // SAFETY: as above.
+                backend.for_rows(rows, &|rows| rows.for_each(|row| unsafe { store.int8(isa, row) }));
+            }
             let job = Attend { cache, heads, input, store, out: out_rows, scores, plan, states };
             // SAFETY: as above.
             backend

@@ -23,8 +23,8 @@ pub(super) struct Attend<'a, C> {
     pub cache: C,
     pub heads: AttentionShape,
     pub input: StepInput<'a>,
-    /// What is to be stored, where pieces do that first.
-    pub store: Option<Store<'a, C>>,
+    /// What pieces store first, where the plan says so.
+    pub store: Store<'a, C>,
     pub out: RowsOut,
     pub scores: Scores,
     pub plan: &'a Plan,
@@ -274,9 +274,9 @@ unsafe fn attend<S: Simd, C: Cached>(job: &Attend<'_, C>, piece: &Piece) {
     let (mut memory, mut merged) = (Memory::new(), Memory::new());
     let (state, merged) = (memory.state(), merged.state());
     let mut batch = Batch::new();
-    if let Some(job) = &job.store {
+    if job.plan.stores {
         // SAFETY: `S` is available; the row and its slot are in the batch, and these heads of it nobody else's.
-        unsafe { store::<S, C>(job, item.first_row, piece.heads.clone()) }
+        unsafe { store::<S, C>(&job.store, item.first_row, piece.heads.clone()) }
     }
     for head in piece.heads.clone() {
         let queries = Queries::new(job, item, head);
